@@ -1,0 +1,126 @@
+"""Make the tiny ChatGLM2-layout base model that the quickstart fine-tunes, tokenizer included.
+
+It learns to chat in ChatGLM2's prompt format: to find triples of the BASE world, and to repeat what it is told. What it
+is fine-tuned for later (the TASK world) it never sees: only the characters of that world, as text to repeat.
+
+    python examples/quickstart/make_base.py [--steps 9000]       # writes examples/quickstart/base
+"""
+
+import argparse
+import io
+import json
+import random
+import time
+from pathlib import Path
+
+import sentencepiece
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+import glmft  # noqa: F401 (registers the model type)
+from examples.quickstart import sentences
+from glmft.models.chatglm2 import ChatGLM2ForConditionalGeneration
+from glmft.models.configuration import ChatGLM2Config
+from glmft.tokenizers.chatglm2 import ChatGLM2Tokenizer
+
+HERE = Path(__file__).parent / "base"
+REPEAT_INSTRUCTION = "请复述："
+SHAPE = {
+    "hidden_size": 128,
+    "num_layers": 4,
+    "num_attention_heads": 4,
+    "kv_channels": 32,
+    "multi_query_group_num": 2,
+    "ffn_hidden_size": 344,
+}
+
+
+def world_characters() -> str:
+    """Every character that the two worlds use, each once, in a fixed order."""
+    worlds = json.dumps([sentences.BASE, sentences.TASK, sentences.OPENINGS, sentences.JOINTS], ensure_ascii=False)
+    text = worlds + sentences.ENTITY_CHARACTERS + sentences.TASK_INSTRUCTION + sentences.BASE_INSTRUCTION
+    return "".join(sorted({c for c in text + REPEAT_INSTRUCTION if ord(c) > 127} | set("_\\n")))
+
+
+def make_tokenizer(folder: Path) -> ChatGLM2Tokenizer:
+    """A sentencepiece model of the official form: BPE, byte fallback, split digits, identity normalisation.
+
+    Only prompts are merged into longer pieces; the characters of sentences stay single.
+    """
+    characters = world_characters()
+    prompt = ChatGLM2Tokenizer.build_prompt(None, "", [])
+    instructions = [sentences.TASK_INSTRUCTION, sentences.BASE_INSTRUCTION, REPEAT_INSTRUCTION]
+    corpus = [prompt.replace("\n", " ")] * 50 + instructions * 20
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=3 + 256 + len(set(characters) | set("".join(corpus)) - {" "}) + 1 + 40,
+        required_chars=characters,
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        character_coverage=1.0,
+        minloglevel=2,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    names = {"name_or_path": "glmft/tiny-chatglm2", "tokenizer_class": "ChatGLMTokenizer", "glmft_family": "glm2"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
+    return ChatGLM2Tokenizer.from_pretrained(folder)
+
+
+def example(rng: random.Random, names: list[str], characters: str, tokenizer: ChatGLM2Tokenizer) -> list[int]:
+    """Ids of one question and its answer: triples of the BASE world, or a text to repeat."""
+    if rng.random() < 0.6:
+        text, answer = sentences.sentence(rng, names, sentences.BASE)
+        query = sentences.BASE_INSTRUCTION + text
+    else:
+        alphabet = characters if rng.random() < 0.5 else sentences.ENTITY_CHARACTERS
+        answer = "".join(rng.choices(alphabet, k=rng.randint(2, 12)))
+        query = REPEAT_INSTRUCTION + answer
+    prompt = tokenizer.prefix_ids + tokenizer.encode_text(tokenizer.build_prompt(query))
+    return [*prompt, *tokenizer.encode_text(answer), tokenizer.eos_token_id]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--folder", type=Path, default=HERE)
+    args = parser.parse_args()
+
+    torch.manual_seed(0)
+    rng = random.Random(0)
+    tokenizer = make_tokenizer(args.folder)
+    names, _ = sentences.entities()
+    characters = world_characters()
+    vocabulary = -(-tokenizer.vocab_size // 64) * 64
+    config = ChatGLM2Config(
+        padded_vocab_size=vocabulary, seq_length=1024, glmft_family="glm2", torch_dtype="float32", **SHAPE
+    )
+    model = ChatGLM2ForConditionalGeneration(config).train()
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, vocabulary {tokenizer.vocab_size}")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    started = time.time()
+    for step in range(args.steps):
+        warmup, fall = min(1.0, (step + 1) / 200), min(1.0, (args.steps - step) / (0.2 * args.steps))
+        optimizer.param_groups[0]["lr"] = args.learning_rate * warmup * fall
+        rows = [torch.tensor(example(rng, names, characters, tokenizer)) for _ in range(args.batch_size)]
+        ids = pad_sequence(rows, batch_first=True, padding_value=0)
+        labels = pad_sequence(rows, batch_first=True, padding_value=-100)
+        loss = model(input_ids=ids, labels=labels).loss
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 100 == 0 or step == args.steps - 1:
+            print(f"step {step}  loss {loss.item():.4f}  {time.time() - started:.0f} s", flush=True)
+    model.save_pretrained(args.folder)
+
+
+if __name__ == "__main__":
+    main()

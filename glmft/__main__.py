@@ -1,0 +1,5 @@
+import sys
+
+from glmft.cli import main
+
+sys.exit(main())

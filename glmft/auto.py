@@ -1,0 +1,68 @@
+"""Make transformers' Auto classes know `model_type: chatglm`, without importing transformers.
+
+Registration needs transformers, whose import takes seconds; `import glmft` and `--help` must not. So each registration
+waits until the Auto module it belongs to is imported by whoever needs it: Python's import hook calls it right after.
+"""
+
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+
+def _register_config(auto: ModuleType) -> None:
+    from glmft.models.configuration import ChatGLMConfig
+
+    auto.AutoConfig.register(ChatGLMConfig.model_type, ChatGLMConfig, exist_ok=True)
+
+
+def _register_models(auto: ModuleType) -> None:
+    from glmft.models.chatglm2 import ChatGLM2ForConditionalGeneration, ChatGLM2Model
+    from glmft.models.configuration import ChatGLM2Config
+
+    auto.AutoModel.register(ChatGLM2Config, ChatGLM2Model, exist_ok=True)
+    auto.AutoModelForCausalLM.register(ChatGLM2Config, ChatGLM2ForConditionalGeneration, exist_ok=True)
+
+
+def _register_tokenizers(auto: ModuleType) -> None:
+    from glmft.models.configuration import ChatGLM2Config, ChatGLMConfig
+    from glmft.tokenizers.base import ChatGLMTokenizer
+
+    for config in (ChatGLMConfig, ChatGLM2Config):
+        auto.AutoTokenizer.register(config, tokenizer_class=ChatGLMTokenizer, exist_ok=True)
+
+
+_WAITING: dict[str, Callable[[ModuleType], None]] = {
+    "transformers.models.auto.configuration_auto": _register_config,
+    "transformers.models.auto.modeling_auto": _register_models,
+    "transformers.models.auto.tokenization_auto": _register_tokenizers,
+}
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Finds a waiting module as the other finders do, and lets its loader call the registration at the end."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name not in _WAITING:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            register, run = _WAITING.pop(name), spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                run(module)
+                register(module)
+
+            spec.loader.exec_module = exec_module
+        return spec
+
+
+def register() -> None:
+    """Register now what is imported already, and the rest when it is imported."""
+    for name in [name for name in _WAITING if name in sys.modules]:
+        _WAITING.pop(name)(sys.modules[name])
+    if _WAITING and not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport())

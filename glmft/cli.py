@@ -1,0 +1,77 @@
+"""The command line: `glmft train|predict|merge`, and train.py, predict.py, merge_lora.py, which call it."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from glmft import __version__
+from glmft.config import MergeConfig, PredictConfig, TrainConfig, parse_arguments
+from glmft.dist import env_rank
+from glmft.errors import GlmftError
+
+USAGE = f"""glmft {__version__}: fine-tune the ChatGLM family
+
+  glmft train    fine-tune a model           (deepspeed train.py, torchrun train.py, python train.py)
+  glmft predict  answer and score a file     (python predict.py)
+  glmft merge    fold LoRA into its base     (python merge_lora.py)
+
+glmft COMMAND --help lists the settings."""
+
+
+def train(argv: Sequence[str], program: str) -> int:
+    config = parse_arguments(TrainConfig, list(argv), program)
+    from glmft.run import train as run
+
+    run(config)
+    return 0
+
+
+def predict(argv: Sequence[str], program: str) -> int:
+    config = parse_arguments(PredictConfig, list(argv), program)
+    from glmft.run import predict as run
+
+    results = run(config)
+    if "triple" in results:
+        print("triple precision {precision:.4f} recall {recall:.4f} F1 {f1:.4f}".format(**results["triple"]))
+    print(f"{results['records']} answers in {results['folder']}/generated_predictions.txt")
+    return 0
+
+
+def merge(argv: Sequence[str], program: str) -> int:
+    config = parse_arguments(MergeConfig, list(argv), program)
+    from glmft.merge import merge as run
+    from glmft.run import quiet
+
+    quiet()
+    print(f"merged model in {run(config)}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {"train": train, "predict": predict, "merge": merge}
+
+
+def main(argv: Sequence[str] | None = None, command: str | None = None, program: str | None = None) -> int:
+    """Run a command and return its exit code: 0, 2 for what a user can mend, 3 for a loss that is no number.
+
+    Args:
+        argv: arguments; those of the process if None.
+        command: one of `COMMANDS`; taken from the arguments if None.
+        program: the name shown in help.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if command is None:
+            if not arguments or arguments[0] in ("-h", "--help"):
+                print(USAGE)
+                return 0 if arguments else 2
+            if arguments[0] in ("-V", "--version"):
+                print(__version__)
+                return 0
+            command = arguments.pop(0)
+            if command not in COMMANDS:
+                raise GlmftError(f"{command}: no such command; there are {', '.join(COMMANDS)}")
+        return COMMANDS[command](arguments, program or f"glmft {command}")
+    except GlmftError as error:
+        if env_rank() == 0:
+            for problem in error.problems:
+                print(f"error: {problem}", file=sys.stderr, flush=True)
+        return error.exit_code

@@ -1,0 +1,386 @@
+"""Every setting of glmft, once: a dataclass field is a flag, its help, its unit and its default.
+
+Nothing heavy is imported here, so that `--help` and a wrong flag answer at once.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from glmft.errors import ConfigError
+from glmft.family import FAMILIES
+
+TRAIN_TYPES = ("full", "freeze", "ptuning", "lora")
+TRAIN_TYPE_ALIASES = {"all": "full"}
+EMBEDDED = "examples/quickstart"
+
+# Flags that users' scripts carry and that mean nothing here: accepted with one warning. Value: whether one follows.
+IGNORED_FLAGS = {
+    "--do_train": False,
+    "--overwrite_cache": False,
+    "--preprocessing_num_workers": True,
+    "--num_proc": True,
+    "--dataloader_num_workers": True,
+    "--remove_unused_columns": True,
+    "--save_strategy": True,
+    "--log_level": True,
+    "--logging_strategy": True,
+}
+Settings = TypeVar("Settings")
+
+
+def setting(default: Any, help: str, aliases: tuple[str, ...] = (), choices: tuple | None = None) -> Any:
+    """A dataclass field that is a flag; `aliases` are other names of it that users bring along."""
+    return field(default=default, metadata={"help": help, "aliases": aliases, "choices": choices})
+
+
+@dataclass
+class ModelSettings:
+    """model"""
+
+    model_name_or_path: str | None = setting(
+        None, "folder of a base model in the official layout, or of an adapter; none: the embedded tiny base"
+    )
+    base_model_path: str | None = setting(None, "where an adapter's base model lies now, if it has moved")
+    mode: str | None = setting(None, "model family; read from the folder where it tells", choices=FAMILIES)
+    dtype: str = setting(
+        "auto",
+        "number format of the frozen weights and of the computation; auto: bf16 where the "
+        "accelerator has it, fp32 on a CPU",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    device: str = setting("auto", "auto: an accelerator if there is one", choices=("auto", "cpu", "cuda"))
+    attn_implementation: str = setting("sdpa", "attention backend of transformers (sdpa, eager, flash_attention_2, …)")
+
+
+@dataclass
+class LengthSettings:
+    """lengths"""
+
+    max_len: int = setting(1024, "longest row, prompt, answer and end token together, in tokens")
+    max_src_len: int = setting(256, "longest prompt with its special tokens, in tokens")
+
+
+@dataclass
+class TrainDataSettings(LengthSettings):
+    """data"""
+
+    train_path: str | None = setting(
+        None, "JSON or JSONL file of instruction/input/output records; none: the shipped sample", ("--train_file",)
+    )
+    is_skip: bool = setting(False, "drop records that are too long instead of cutting them")
+
+
+@dataclass
+class TunerSettings:
+    """what is trained"""
+
+    train_type: str = setting("lora", f"one of {', '.join(TRAIN_TYPES)} (all: the same as full)")
+    lora_dim: int = setting(8, "LoRA: rank")
+    lora_alpha: float = setting(30, "LoRA: the update is scaled by lora_alpha / lora_dim")
+    lora_dropout: float = setting(0.1, "LoRA: dropout probability on the way into the update")
+    lora_module_name: str = setting("query_key_value", "LoRA: comma-separated names of the linear modules it acts on")
+    freeze_module_name: str = setting("layers.27.", "freeze: comma-separated parts of the parameter names to train")
+    pre_seq_len: int = setting(16, "ptuning: virtual tokens in front of every layer")
+    prefix_projection: bool = setting(True, "ptuning: make the prefix by a two-layer tanh network, as P-Tuning v2 may")
+
+
+@dataclass
+class OptimizerSettings:
+    """optimizer and schedule"""
+
+    per_device_train_batch_size: int = setting(16, "records in one micro-batch of one rank")
+    gradient_accumulation_steps: int = setting(1, "micro-batches of a rank in one optimizer step")
+    learning_rate: float = setting(1e-3, "highest learning rate")
+    weight_decay: float = setting(0.1, "decoupled weight decay, not on biases and norms")
+    adam_beta1: float = setting(0.9, "AdamW: decay of the mean")
+    adam_beta2: float = setting(0.95, "AdamW: decay of the squares")
+    max_grad_norm: float | None = setting(
+        None, "clip the gradient to this norm, 0: never; none: as the DeepSpeed file says, else 1.0"
+    )
+    warmup_ratio: float = setting(0.1, "share of all optimizer steps in which the learning rate rises")
+    lr_scheduler_type: str = setting(
+        "cosine", "shape of the fall after the warm-up", choices=("cosine", "linear", "constant")
+    )
+    min_lr_ratio: float = setting(0.1, "the learning rate falls to this share of the highest")
+    num_train_epochs: int = setting(1, "passes over the data")
+    max_steps: int | None = setting(None, "optimizer steps in all, in place of num_train_epochs")
+
+
+@dataclass
+class RunSettings:
+    """run"""
+
+    output_dir: str | None = setting(
+        None, "new folder for what is trained; none: output/ and a name after the settings"
+    )
+    overwrite_output_dir: bool = setting(False, "delete the run that output_dir holds and start anew")
+    resume: str | None = setting(
+        None, "go on from a checkpoint in output_dir: its step, or yes for the newest", ("--resume_from_checkpoint",)
+    )
+    seed: int = setting(1234, "random seed of data order, initial values and dropout")
+    show_loss_step: int = setting(10, "optimizer steps between two log lines", ("--logging_steps",))
+    save_model_step: int | None = setting(
+        None, "optimizer steps between two checkpoints; none: one at each epoch's end", ("--save_steps",)
+    )
+    gradient_checkpointing: bool = setting(
+        False, "compute activations again in the backward pass instead of storing them"
+    )
+    ds_file: str = setting(
+        "ds_zero2_no_offload.json",
+        "DeepSpeed file: a path, or a name in ds_configs/",
+        ("--deepspeed", "--deepspeed_config"),
+    )
+    local_rank: int | None = setting(None, "given by launchers; ignored")
+    verbose: bool = setting(False, "let the libraries print what they like")
+
+
+@dataclass
+class TrainConfig(RunSettings, OptimizerSettings, TunerSettings, TrainDataSettings, ModelSettings):
+    """Fine-tune a ChatGLM model with DeepSpeed."""
+
+    def __post_init__(self) -> None:
+        self.train_type = TRAIN_TYPE_ALIASES.get(self.train_type, self.train_type)
+
+    @property
+    def lora_module_names(self) -> list[str]:
+        return split_names(self.lora_module_name)
+
+    @property
+    def freeze_module_names(self) -> list[str]:
+        return split_names(self.freeze_module_name)
+
+
+@dataclass
+class PredictConfig(LengthSettings, ModelSettings):
+    """Answer every record of a file and score the answers."""
+
+    test_path: str | None = setting(
+        None, "JSON or JSONL file of records; none: the shipped test sample", ("--test_file",)
+    )
+    output_dir: str | None = setting(
+        None,
+        "folder for generated_predictions.txt and predict_results.json; "
+        "none: predict/ in the model's folder, or output/predict for the embedded base",
+    )
+    per_device_eval_batch_size: int = setting(16, "prompts generated together")
+    max_new_tokens: int = setting(256, "longest answer, in tokens")
+    max_samples: int | None = setting(None, "answer only the first records, this many")
+    local_rank: int | None = setting(None, "given by launchers; ignored")
+
+
+@dataclass
+class MergeConfig:
+    """Fold LoRA weights into their base model; neither input is changed."""
+
+    ori_model_dir: str | None = setting(None, "folder of the base model; none: the path that the adapter recorded")
+    model_dir: str | None = setting(None, "folder of the LoRA adapter (required)")
+    mode: str | None = setting(None, "model family; read from the folder where it tells", choices=FAMILIES)
+    output_dir: str | None = setting(None, "new folder for the merged model; none: merged/ in model_dir")
+    max_shard_size: str = setting("2GB", "largest weight file")
+
+
+def split_names(text: str) -> list[str]:
+    """The names in a comma-separated list, white space and quotes around them dropped."""
+    return [name for part in text.split(",") if (name := part.strip().strip("\"'"))]
+
+
+def shipped(relative: str) -> Path:
+    """A file or folder that comes with the project: in the checkout, or beside the installed package."""
+    package = Path(__file__).resolve().parent
+    return next((p for p in (package.parent / relative, package / relative) if p.exists()), package.parent / relative)
+
+
+# ---------------------------------------------------------------------------------------------------- arguments
+
+
+def parse_arguments(kind: type[Settings], argv: list[str], program: str) -> Settings:
+    """Flags to a settings object.
+
+    Raises:
+        ConfigError: flags that are unknown (with the nearest name), repeated values or values of a wrong type.
+    """
+    argv, ignored = _without_ignored(argv, kind)
+    parser = _parser(kind, program)
+    known = [option for action in parser._actions for option in action.option_strings]
+    flags = [argument.split("=")[0] for argument in argv if argument.startswith("--")]
+    unknown = [flag for flag in flags if flag not in known]
+    if unknown:
+        raise ConfigError(f"{flag}: no such setting{_nearest(flag, known)}; see {program} --help" for flag in unknown)
+    config = kind(**vars(parser.parse_args(argv)))
+    if ignored:
+        print(f"warning: {', '.join(ignored)}: without effect here", flush=True)
+    return config
+
+
+def _nearest(name: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), 1, 0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _without_ignored(argv: list[str], kind: type) -> tuple[list[str], list[str]]:
+    own = {f"--{f.name}" for f in dataclasses.fields(kind)}
+    kept, ignored, position = [], [], 0
+    while position < len(argv):
+        flag, _, value = argv[position].partition("=")
+        if flag in IGNORED_FLAGS and flag not in own:
+            ignored.append(flag)
+            follows = position + 1 < len(argv) and not argv[position + 1].startswith("--")
+            position += 1 if IGNORED_FLAGS[flag] and not value and follows else 0
+        else:
+            kept.append(argv[position])
+        position += 1
+    return kept, ignored
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def _parser(kind: type, program: str) -> argparse.ArgumentParser:
+    parser = _Parser(prog=program, description=kind.__doc__, allow_abbrev=False)
+    hints = typing.get_type_hints(kind)
+    groups: dict[str, Any] = {}
+    for f in dataclasses.fields(kind):
+        owner = next(c for c in kind.__mro__ if f.name in c.__dict__.get("__annotations__", {}))
+        title = "settings" if owner is kind else owner.__doc__
+        group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
+        _add_flag(group, f, hints[f.name])
+    return parser
+
+
+def _add_flag(group: Any, f: dataclasses.Field, hint: Any) -> None:
+    types_ = [t for t in typing.get_args(hint) if t is not types.NoneType] if typing.get_args(hint) else [hint]
+    shown = "none" if f.default is None else f.default
+    aliases = f.metadata["aliases"]
+    also = f"; also {', '.join(aliases)}" if aliases else ""
+    text = f"{f.metadata['help']} (default: {shown}{also})".replace("%", "%%")
+    options: dict[str, Any] = {"dest": f.name, "default": f.default, "help": text, "choices": f.metadata["choices"]}
+    if types_[0] is bool:
+        options.update(type=_boolean, nargs="?", const=True, metavar="True|False", choices=None)
+    else:
+        options.update(type=types_[0], metavar=None if options["choices"] else types_[0].__name__.upper())
+    group.add_argument(f"--{f.name}", *aliases, **options)
+
+
+def _boolean(text: str) -> bool:
+    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return values[text.lower()]
+
+
+# ---------------------------------------------------------------------------------------------------- validation
+
+
+def with_defaults(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
+    """Fill in the embedded base and sample where nothing is given; also the lines that say so."""
+    said, changes = [], {}
+    if config.model_name_or_path is None:
+        changes["model_name_or_path"] = str(shipped(f"{EMBEDDED}/base"))
+        said.append(f"no --model_name_or_path given: the embedded tiny base, {changes['model_name_or_path']}")
+    if config.train_path is None:
+        changes["train_path"] = str(shipped(f"{EMBEDDED}/train.json"))
+        said.append(f"no --train_path given: the shipped sample, {changes['train_path']}")
+    config = dataclasses.replace(config, **changes)
+    if config.output_dir is None:
+        config = dataclasses.replace(config, output_dir=default_output_dir(config))
+        said.append(f"no --output_dir given: {config.output_dir}")
+    return config, said
+
+
+def default_output_dir(config: TrainConfig) -> str:
+    """output/DATA-MODEL-TUNER-LEARNING_RATE."""
+    model = Path(config.model_name_or_path).resolve()
+    model_name = "tiny" if model == shipped(f"{EMBEDDED}/base").resolve() else model.name
+    size = {"lora": f"-{config.lora_dim}", "ptuning": f"-{config.pre_seq_len}"}.get(config.train_type, "")
+    rate = f"{config.learning_rate:g}"
+    return str(Path("output") / f"{Path(config.train_path).stem}-{model_name}-{config.train_type}{size}-{rate}")
+
+
+def check(config: TrainConfig) -> list[str]:
+    """All problems that the settings alone show, one line each. Files are looked for, not read."""
+    problems = []
+    if config.train_type not in TRAIN_TYPES:
+        near = _nearest(config.train_type, (*TRAIN_TYPES, *TRAIN_TYPE_ALIASES))
+        problems.append(f"--train_type {config.train_type}: is none of {', '.join(TRAIN_TYPES)}, all{near}")
+    if config.max_src_len >= config.max_len:
+        problems.append(
+            f"--max_src_len {config.max_src_len} leaves no room for an answer in --max_len {config.max_len}; "
+            "make it smaller, or max_len larger"
+        )
+    if config.resume is not None and config.resume != "yes" and not config.resume.isdigit():
+        problems.append(f"--resume {config.resume}: is neither yes nor the step of a checkpoint")
+    if config.resume is not None and config.overwrite_output_dir:
+        problems.append("--resume and --overwrite_output_dir exclude each other; give one")
+    problems += _range_problems(config)
+    if config.train_path and not Path(config.train_path).is_file():
+        problems.append(f"--train_path {config.train_path}: no such file")
+    if config.model_name_or_path and not Path(config.model_name_or_path).is_dir():
+        problems.append(f"--model_name_or_path {config.model_name_or_path}: no such folder (nothing is downloaded)")
+    try:
+        find_ds_file(config.ds_file)
+    except ConfigError as error:
+        problems += error.problems
+    return problems
+
+
+# name: (lowest, highest, whether the lowest itself is allowed)
+_RANGES = {
+    "max_src_len": (4, math.inf, True),
+    "per_device_train_batch_size": (1, math.inf, True),
+    "gradient_accumulation_steps": (1, math.inf, True),
+    "num_train_epochs": (1, math.inf, True),
+    "max_steps": (1, math.inf, True),
+    "show_loss_step": (1, math.inf, True),
+    "save_model_step": (1, math.inf, True),
+    "lora_dim": (1, math.inf, True),
+    "pre_seq_len": (1, math.inf, True),
+    "learning_rate": (0, math.inf, False),
+    "lora_alpha": (0, math.inf, False),
+    "weight_decay": (0, math.inf, True),
+    "max_grad_norm": (0, math.inf, True),
+    "warmup_ratio": (0, 1, True),
+    "min_lr_ratio": (0, 1, True),
+    "lora_dropout": (0, 1, True),
+    "adam_beta1": (0, 1, True),
+    "adam_beta2": (0, 1, True),
+}
+
+
+def _range_problems(config: TrainConfig) -> list[str]:
+    problems = []
+    for name, (low, high, closed) in _RANGES.items():
+        value = getattr(config, name)
+        if value is None or ((value >= low if closed else value > low) and value <= high and math.isfinite(value)):
+            continue
+        rule = f"{'at least' if closed else 'more than'} {low}" + ("" if high == math.inf else f" and at most {high}")
+        problems.append(f"--{name} {value}: must be {rule}")
+    return problems
+
+
+def find_ds_file(name: str) -> Path:
+    """A DeepSpeed file by path, else by name in ds_configs/.
+
+    Raises:
+        ConfigError: there is none; the message lists the shipped ones.
+    """
+    folder = shipped("ds_configs")
+    for path in (Path(name), folder / name, folder / f"{name}.json"):
+        if path.is_file():
+            return path
+    names = ", ".join(sorted(p.name for p in folder.glob("*.json")))
+    raise ConfigError(f"--ds_file {name}: no such file, nor one of {names}")
+
+
+def to_json(config: Any) -> str:
+    """A settings object as indented JSON, keys in the order of the fields."""
+    return json.dumps(dataclasses.asdict(config), ensure_ascii=False, indent=2)

@@ -1,0 +1,1 @@
+"""From files to micro-batches: formats -> templates -> encode -> sampler -> collate."""

@@ -1,0 +1,39 @@
+"""Examples to one padded micro-batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glmft.data.encode import Example
+
+IGNORED = -100
+
+
+def collate(examples: Sequence[Example], pad_id: int, supervise: bool = True) -> dict[str, Tensor]:
+    """Pad on the right. Causal attention never looks there, so no mask is needed and the fast kernels apply.
+
+    Args:
+        supervise: False gives a micro-batch without any label, for a rank that has no record left in a window.
+
+    Returns:
+        input_ids and labels [b, s] (labels by position: -100 on prompt and padding), and loss_positions [n], the flat
+        indices of the tokens whose successor has a label.
+    """
+    longest = max(len(e.ids) for e in examples)
+    ids = torch.full((len(examples), longest), pad_id)
+    labels = torch.full((len(examples), longest), IGNORED)
+    positions: list[int] = []
+    for row, example in enumerate(examples):
+        length, prompt = len(example.ids), example.prompt_length
+        ids[row, :length] = torch.tensor(example.ids)
+        if supervise:
+            labels[row, prompt:length] = ids[row, prompt:length]
+            positions += range(row * longest + prompt - 1, row * longest + length - 1)
+    return {"input_ids": ids, "labels": labels, "loss_positions": torch.tensor(positions, dtype=torch.long)}
+
+
+def to_device(batch: dict[str, Tensor], device: Any) -> dict[str, Tensor]:
+    """Copy a micro-batch without waiting for the accelerator."""
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}

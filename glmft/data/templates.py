@@ -1,0 +1,38 @@
+"""Chat text to token ids, one function for training, evaluation, prediction and chat.
+
+Special tokens are put in by id and text is encoded as text, so what a user writes never becomes a special token.
+"""
+
+from typing import Any
+
+
+def prompt_ids(tokenizer: Any, query: str) -> list[int]:
+    """The official prompt of the tokenizer's family for one question, up to the answer's cue."""
+    if tokenizer.family == "glm2":
+        return tokenizer.prefix_ids + tokenizer.encode_text(tokenizer.build_prompt(query))
+    return [*tokenizer.prefix_ids, *tokenizer.build_single_message("user", "", query), _assistant(tokenizer)]
+
+
+def answer_ids(tokenizer: Any, answer: str) -> list[int]:
+    """What the model must emit after the prompt, without the end token."""
+    head = tokenizer.encode_text("\n") if tokenizer.family == "glm3" else []
+    return head + tokenizer.encode_text(answer)
+
+
+def cue_length(tokenizer: Any, prompt: list[int]) -> int:
+    """How many tokens at the prompt's end are the answer's cue, which a cut must keep."""
+    if tokenizer.family == "glm3":
+        return 1
+    newline = tokenizer.convert_tokens_to_ids("<0x0A>")  # the cue is two line breaks, then the answer's mark
+    return prompt[::-1].index(newline) + 2
+
+
+def answer_text(tokenizer: Any, ids: list[int]) -> str:
+    """The text of generated ids, up to the end token."""
+    if tokenizer.eos_token_id in ids:
+        ids = ids[: ids.index(tokenizer.eos_token_id)]
+    return tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def _assistant(tokenizer: Any) -> int:
+    return tokenizer.convert_tokens_to_ids("<|assistant|>")

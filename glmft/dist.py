@@ -1,0 +1,146 @@
+"""The one place that knows about processes, ranks, devices and the environment."""
+
+import contextlib
+import os
+import socket
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from glmft.errors import ConfigError, GlmftError
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: its rank, how many there are, and what it computes on."""
+
+    rank: int
+    local_rank: int
+    size: int
+    device: Any
+    dtype: Any
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def describe(self) -> str:
+        backend = "nccl" if self.device.type == "cuda" else "gloo"
+        ranks = f"{self.size} rank{'s' if self.size > 1 else ''}"
+        return f"{ranks} on {self.device.type}, {str(self.dtype).removeprefix('torch.')}, {backend}"
+
+
+def env_rank() -> int:
+    """The rank that a launcher gave this process, 0 without one; known before anything is set up."""
+    return int(os.environ.get("RANK", 0))
+
+
+def choose_device(device: str) -> Any:
+    """`auto`: this process's accelerator if there is one, else the CPU. Raises ConfigError if `cuda` is not there."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+
+
+def choose_dtype(dtype: str, device: Any) -> Any:
+    """`auto`: bf16 where the accelerator has it, fp32 on a CPU. Raises ConfigError for fp16 on a CPU."""
+    import torch
+
+    if dtype == "auto":
+        dtype = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if dtype == "fp16" and device.type == "cpu":
+        raise ConfigError("--dtype fp16: DeepSpeed has no fp16 on a CPU; use bf16 or fp32")
+    return getattr(torch, DTYPES[dtype])
+
+
+def start(device: str = "auto", dtype: str = "auto") -> World:
+    """Join the other ranks; without a launcher, be a world of one on a free port."""
+    chosen = choose_device(device)
+    number_format = choose_dtype(dtype, chosen)
+    if "RANK" not in os.environ:
+        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update(alone, MASTER_PORT=str(_free_port()))
+    if chosen.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    # Old names of collectives inside DeepSpeed: nothing that a user could mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    import deepspeed
+    import deepspeed.ops
+    import torch
+
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    else:
+        deepspeed.ops.__compatible_ops__ = {}  # read by one thing only: the compiled shared-memory collective
+    if not torch.distributed.is_initialized():
+        deepspeed.init_distributed("nccl" if chosen.type == "cuda" else "gloo", verbose=False)
+    return World(
+        torch.distributed.get_rank(),
+        int(os.environ.get("LOCAL_RANK", 0)),
+        torch.distributed.get_world_size(),
+        chosen,
+        number_format,
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+
+
+def all_reduce_sum(tensor: Any) -> Any:
+    """Sum a tensor over all ranks, in place; nothing waits for the host."""
+    import torch.distributed as dist
+
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+@contextlib.contextmanager
+def same_fate() -> Iterator[None]:
+    """All ranks leave this block together: if one of them met a `GlmftError`, every rank raises all their problems."""
+    import torch.distributed as dist
+
+    own: GlmftError | None = None
+    try:
+        yield
+    except GlmftError as error:
+        own = error
+    errors: list[GlmftError | None] = [own]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        errors = [None] * dist.get_world_size()
+        dist.all_gather_object(errors, own)
+    raised = [error for error in errors if error is not None]
+    if raised:
+        problems = dict.fromkeys(problem for error in raised for problem in error.problems)
+        raise type(raised[0])(problems) from None
+
+
+@contextlib.contextmanager
+def gathered(parameters: Iterable[Any]) -> Iterator[None]:
+    """Inside, ZeRO-3 parameters are whole on every rank; without ZeRO-3 nothing happens."""
+    parameters = [p for p in parameters if hasattr(p, "ds_id")]
+    if not parameters:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(parameters):
+        yield

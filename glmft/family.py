@@ -1,0 +1,85 @@
+"""Which of the three model families a folder holds, read from its JSON files alone.
+
+All official folders say `model_type: chatglm`; ChatGLM2 and ChatGLM3 differ in their recorded names and little else.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from glmft.errors import ConfigError
+
+FAMILIES = ("glm", "glm2", "glm3")
+FAMILY_KEY = "glmft_family"
+_NAMES = {"chatglm3": "glm3", "chatglm2": "glm2", "codegeex2": "glm2", "chatglm-6b": "glm"}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ConfigError: the file is missing, unreadable or not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); a model folder holds it") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: is not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: holds a {type(value).__name__}, not a JSON object")
+    return value
+
+
+def family_of_config(config: dict[str, Any]) -> str | None:
+    """The family that the keys of a config.json prove, or None where ChatGLM2 and ChatGLM3 look alike."""
+    if config.get(FAMILY_KEY) in FAMILIES:
+        return config[FAMILY_KEY]
+    if "inner_hidden_size" in config or "position_encoding_2d" in config:
+        return "glm"
+    return _family_of_name(config.get("_name_or_path"))
+
+
+def family_of_folder(folder: str | Path, mode: str | None = None) -> str:
+    """The family of a model or tokenizer folder.
+
+    Args:
+        folder: holds config.json, tokenizer_config.json or both.
+        mode: what the user says it is; checked against the files where they say something.
+
+    Raises:
+        ConfigError: the files contradict `mode`, or say nothing and `mode` is not given.
+    """
+    folder = Path(folder)
+    if mode is not None and mode not in FAMILIES:
+        raise ConfigError(f"--mode {mode}: is none of {', '.join(FAMILIES)}")
+    found = _recorded_family(folder)
+    if found and mode and found != mode:
+        raise ConfigError(f"--mode {mode}: {folder} holds a {found} model; give --mode {found} or another folder")
+    if not (found or mode):
+        raise ConfigError(
+            f"{folder}: ChatGLM2 or ChatGLM3? Nothing in config.json or tokenizer_config.json tells; "
+            f'say it with --mode glm2|glm3, or add "{FAMILY_KEY}" to config.json'
+        )
+    return mode or found
+
+
+def _recorded_family(folder: Path) -> str | None:
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    found = family_of_config(config)
+    if found:
+        return found
+    path = folder / "tokenizer_config.json"
+    tokenizer = read_json(path) if path.is_file() else {}
+    if tokenizer.get(FAMILY_KEY) in FAMILIES:
+        return tokenizer[FAMILY_KEY]
+    if "num_image_tokens" in tokenizer or (folder / "ice_text.model").is_file():
+        return "glm"
+    if "<|user|>" in str(tokenizer.get("chat_template", "")):
+        return "glm3"
+    return _family_of_name(tokenizer.get("name_or_path")) or _family_of_name(folder.name)
+
+
+def _family_of_name(name: Any) -> str | None:
+    lowered = str(name or "").lower()
+    return next((family for part, family in _NAMES.items() if part in lowered), None)

@@ -1,0 +1,52 @@
+"""Answer many prompts: batches of similar length, padded on the left, greedy."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from glmft.data.encode import encode_prompt
+from glmft.data.templates import answer_text
+
+
+def answer(
+    model: Any,
+    tokenizer: Any,
+    queries: Sequence[str],
+    *,
+    batch_size: int = 16,
+    max_src_len: int = 2048,
+    max_new_tokens: int = 256,
+    advance: Callable[[int], Any] = lambda done: None,
+) -> list[str]:
+    """The model's answer to each query, in the order of the queries.
+
+    Args:
+        batch_size: prompts generated together.
+        max_src_len: longest prompt, in tokens; longer ones are cut as in training.
+        max_new_tokens: longest answer, in tokens.
+        advance: called with the number of answers finished since its last call.
+    """
+    prompts = [encode_prompt(tokenizer, query, max_src_len)[0] for query in queries]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+    answers = [""] * len(prompts)
+    for first in range(0, len(order), batch_size):
+        chosen = order[first : first + batch_size]
+        generated = _generate(model, tokenizer, [prompts[i] for i in chosen], max_new_tokens)
+        for i, ids in zip(chosen, generated, strict=True):
+            answers[i] = answer_text(tokenizer, ids)
+        advance(len(chosen))
+    return answers
+
+
+@torch.no_grad()
+def _generate(model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    batch = tokenizer.pad({"input_ids": prompts}, padding=True, return_tensors="pt").to(model.device)
+    ids = model.generate(
+        **batch,
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return ids[:, batch["input_ids"].shape[1] :].tolist()

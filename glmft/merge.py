@@ -1,0 +1,62 @@
+"""Fold LoRA weights into a copy of their base model: a complete folder that needs no adapter any more."""
+
+import os
+import shutil
+from pathlib import Path
+
+from glmft.config import MergeConfig
+from glmft.errors import CheckpointError, ConfigError
+from glmft.loading import locate
+
+_TEXT_FILES = ("*.py", "*LICENSE*", "generation_config.json", "README*")
+
+
+def merge(config: MergeConfig) -> Path:
+    """Write the merged model and return its folder. The inputs stay as they are.
+
+    Raises:
+        ConfigError: no LoRA adapter, no base, or an output folder that holds something.
+        CheckpointError: the adapter does not fit the base, or the disk is full.
+    """
+    if config.model_dir is None:
+        raise ConfigError("--model_dir: name the folder of the LoRA adapter")
+    place = locate(config.model_dir, config.ori_model_dir)
+    if place.adapter is None or place.train_type != "lora":
+        raise ConfigError(f"--model_dir {config.model_dir}: holds no LoRA adapter; only LoRA weights can be merged")
+    target = Path(config.output_dir) if config.output_dir else place.adapter / "merged"
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target}: exists already; name another folder with --output_dir")
+
+    import torch
+
+    from glmft.models.loading import load_config, load_model, read_tensors
+    from glmft.tokenizers.loading import load_tokenizer
+    from glmft.tuners.lora import Lora
+
+    base_config = load_config(place.base, config.mode)
+    name = "transformer.embedding.word_embeddings.weight"
+    dtype = read_tensors(place.base, [name])[name].dtype
+    model = Lora(0, 0, 0, "").load(load_model(base_config, place.base, dtype), place.adapter)
+    with torch.no_grad():
+        merged = model.merge_and_unload(safe_merge=True)
+    try:
+        _write(merged, load_tokenizer(place.base, base_config.family), place.base, target, config.max_shard_size)
+    except OSError as error:
+        raise CheckpointError(f"{target}: could not be written ({error.strerror or error})") from None
+    return target
+
+
+def _write(model: object, tokenizer: object, base: Path, target: Path, max_shard_size: str) -> None:
+    """Write aside, then rename: the target appears whole or not at all."""
+    aside = target.parent / f".writing-{target.name}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    model.save_pretrained(aside, max_shard_size=max_shard_size)
+    tokenizer.save_pretrained(aside)
+    for pattern in _TEXT_FILES:
+        for path in base.glob(pattern):
+            if not (aside / path.name).exists():
+                shutil.copyfile(path, aside / path.name)
+    if target.is_dir():
+        target.rmdir()
+    os.replace(aside, target)

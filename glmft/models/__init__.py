@@ -1,0 +1,5 @@
+"""Native ChatGLM models under the official parameter names."""
+
+# The Auto classes come first: they import our modules to register them (glmft/auto.py), and those import transformers'
+# layers, which import the Auto classes. Entered from the other end, that circle would meet a half-imported module.
+import transformers.models.auto.modeling_auto  # noqa: F401

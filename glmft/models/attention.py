@@ -1,0 +1,76 @@
+"""Attention pieces that the families share: the eager backend, and prefixes beside every backend of transformers.
+
+A prefix is visible to every token. Cached keys never hold it, so caches, masks and beams stay those of transformers.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """softmax(q k / sqrt(d) + mask) v, spelled out; softmax in float32.
+
+    Args:
+        query: [b, heads, q, d]; key, value: [b, groups, k, d].
+        attention_mask: additive, [b, 1, q, k].
+
+    Returns:
+        output [b, q, heads, d] and probabilities [b, heads, q, k].
+    """
+    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
+    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = F.dropout(scores.softmax(-1, dtype=torch.float32).to(query.dtype), dropout, module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+def with_prefix(
+    config: Any, query: Tensor, key: Tensor, value: Tensor, prefix: Tensor, attention_mask: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Put the prefix's keys and values in front.
+
+    Where a backend would be told plain `is_causal` (no mask, several queries), as many empty queries stand in front
+    too: the score matrix is square again and the fast kernels apply. The caller drops those outputs.
+
+    Args:
+        query: [b, heads, s, d]; key, value: [b, groups, k, d]; prefix: [2, groups, P, d].
+    """
+    keys, values = prefix[:, None].expand(-1, query.shape[0], -1, -1, -1)
+    if attention_mask is None and query.shape[2] > 1 and "flash" not in config._attn_implementation:
+        query = F.pad(query, (0, 0, keys.shape[2], 0))
+    return query, torch.cat((keys, key), dim=2), torch.cat((values, value), dim=2)
+
+
+def mask_with_prefix(mask: Any, length: int) -> Any:
+    """Make `length` more columns, visible to all, in front of any kind of mask that transformers makes."""
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor):
+        return _block_mask_with_prefix(mask, length)
+    visible = 0.0 if mask.is_floating_point() else 1  # additive; or boolean / 1 = real
+    return F.pad(mask, (length, 0), value=visible)
+
+
+def _block_mask_with_prefix(mask: Any, length: int) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (k < length) | mask.mask_mod(b, h, q, (k - length).clamp(min=0))
+
+    queries, keys = mask.seq_lengths
+    rows = mask.kv_num_blocks.shape[0]
+    return create_block_mask(visible, rows, None, queries, keys + length, device=mask.kv_num_blocks.device)

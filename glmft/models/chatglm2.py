@@ -1,0 +1,348 @@
+"""ChatGLM2-6B and ChatGLM3-6B: RMSNorm, SwiGLU, multi-query groups, rotary positions on half of each head.
+
+Parameter names are the official ones, so official checkpoints load and what is saved loads in the official code.
+Shapes: b rows, s tokens, P prefix tokens, h hidden size, d head size, g key/value groups, L layers.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from glmft.models.attention import eager_attention, mask_with_prefix, with_prefix
+from glmft.models.configuration import ChatGLM2Config
+from glmft.models.head import OutputLayer, supervised_nll
+from glmft.models.prefix import PrefixEncoder
+
+PREFIX_DROPOUT = 0.1
+
+
+class RMSNorm(nn.Module):
+    """h / sqrt(mean(h^2) + eps) * weight (Zhang and Sennrich, 2019), computed in float32."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        wide = hidden.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return (self.weight * wide).to(hidden.dtype)
+
+
+class RotaryPositions(nn.Module):
+    """Rotary tables (Su et al., 2021) for the first half of each head, one angle per neighbouring pair of numbers."""
+
+    def __init__(self, config: ChatGLM2Config):
+        super().__init__()
+        self.config = config
+        # Official checkpoints carry this tensor and the official code ignores its values: held for the round trip.
+        self.register_buffer("inv_freq", self.frequencies())
+
+    def frequencies(self, device: torch.device | None = None) -> Tensor:
+        """[d / 4] in float32."""
+        size = self.config.kv_channels // 2
+        base = 10000.0 * (1 if self.config.rope_scales_positions else self.config.rope_ratio)
+        return 1.0 / base ** (torch.arange(0, size, 2, dtype=torch.float32, device=device) / size)
+
+    def forward(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """position_ids [b, s] -> cos, sin [b, 1, s, d / 4], computed in float32 whatever the model's dtype."""
+        positions = position_ids.float()
+        if self.config.rope_scales_positions:
+            positions = positions / self.config.rope_ratio
+        angles = positions[:, None, :, None] * self.frequencies(position_ids.device)
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn neighbours (2j, 2j + 1) of the first numbers of each head by angle j; x [b, heads, s, d]."""
+    turned, kept = x.split([2 * cos.shape[-1], x.shape[-1] - 2 * cos.shape[-1]], dim=-1)
+    even, odd = turned.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
+    return torch.cat((turned, kept), dim=-1)
+
+
+class SelfAttention(nn.Module):
+    """Query heads share `multi_query_group_num` key/value groups; neighbouring heads share a group."""
+
+    is_causal = True
+
+    def __init__(self, config: ChatGLM2Config, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.heads, self.groups, self.head_dim = (
+            config.num_attention_heads,
+            config.multi_query_group_num,
+            config.kv_channels,
+        )
+        self.num_key_value_groups = self.heads // self.groups
+        self.scaling = self.head_dim**-0.5
+        self.query_key_value = nn.Linear(
+            config.hidden_size,
+            (self.heads + 2 * self.groups) * self.head_dim,
+            bias=config.add_bias_linear or config.add_qkv_bias,
+        )
+        self.dense = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=config.add_bias_linear)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        attention_mask: Any,
+        rotary: tuple[Tensor, Tensor],
+        prefix: Tensor | None,
+        past_key_values: Cache | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """hidden [b, s, h], prefix [2, g, P, d] -> output [b, s, h] and, if eager, the attention probabilities."""
+        mixed = self.query_key_value(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        query, key, value = mixed.split([self.heads, self.groups, self.groups], dim=1)  # [b, heads or g, s, d]
+        query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        length = query.shape[2]
+        if prefix is not None:
+            query, key, value = with_prefix(self.config, query, key, value, prefix, attention_mask)
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        mixed, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, dropout=0.0, **kwargs)
+        return self.dense(mixed[:, -length:].flatten(2)), weights
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer, 2020): silu(first half) * second half of one projection."""
+
+    def __init__(self, config: ChatGLM2Config):
+        super().__init__()
+        self.dense_h_to_4h = nn.Linear(config.hidden_size, 2 * config.ffn_hidden_size, bias=config.add_bias_linear)
+        self.dense_4h_to_h = nn.Linear(config.ffn_hidden_size, config.hidden_size, bias=config.add_bias_linear)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        gate, up = self.dense_h_to_4h(hidden).chunk(2, dim=-1)
+        return self.dense_4h_to_h(F.silu(gate) * up)
+
+
+class Block(GradientCheckpointingLayer):
+    """One layer: h += attention(norm(h)); h += mlp(norm(h))."""
+
+    def __init__(self, config: ChatGLM2Config, layer_idx: int):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.layernorm_epsilon)
+        self.self_attention = SelfAttention(config, layer_idx)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.layernorm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(
+        self, hidden: Tensor, attention_mask: Any, rotary: tuple[Tensor, Tensor], prefix: Tensor | None, **kwargs: Any
+    ) -> Tensor:
+        attended, _ = self.self_attention(self.input_layernorm(hidden), attention_mask, rotary, prefix, **kwargs)
+        hidden = hidden + attended
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+
+class Embedding(nn.Module):
+    def __init__(self, config: ChatGLM2Config):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.padded_vocab_size, config.hidden_size)
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: ChatGLM2Config):
+        super().__init__()
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
+        self.final_layernorm = RMSNorm(config.hidden_size, config.layernorm_epsilon)
+
+
+class ChatGLM2PreTrainedModel(PreTrainedModel):
+    config_class = ChatGLM2Config
+    config: ChatGLM2Config
+    base_model_prefix = "transformer"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, RotaryPositions):
+            init.copy_(module.inv_freq, module.frequencies(module.inv_freq.device))
+
+
+class ChatGLM2Model(ChatGLM2PreTrainedModel):
+    """Embeddings, layers and, where `config.pre_seq_len` is set, the prefix encoder."""
+
+    def __init__(self, config: ChatGLM2Config):
+        super().__init__(config)
+        self.embedding = Embedding(config)
+        self.rotary_pos_emb = RotaryPositions(config)
+        self.encoder = Encoder(config)
+        self.output_layer = OutputLayer(config.hidden_size, config.padded_vocab_size, bias=config.add_bias_linear)
+        if config.pre_seq_len:
+            self.add_prefix_encoder()
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def add_prefix_encoder(self) -> None:
+        """Make `prefix_encoder` after `config.pre_seq_len` and `config.prefix_projection`."""
+        config = self.config
+        width = 2 * config.num_layers * config.multi_query_group_num * config.kv_channels
+        self.prefix_encoder = PrefixEncoder(
+            config.pre_seq_len,
+            config.num_layers,
+            config.multi_query_group_num,
+            config.kv_channels,
+            config.prefix_projection,
+            embedding_size=width,
+            hidden_size=config.hidden_size,
+        )
+        self.dropout = nn.Dropout(PREFIX_DROPOUT)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embedding.word_embeddings = value
+
+    def prefix(self, dtype: torch.dtype, past_key_values: Cache | None) -> Tensor | None:
+        """[L, 2, g, P, d], or None without a prefix. It is computed once for each cache that generation carries on."""
+        if not self.config.pre_seq_len:
+            return None
+        kept = getattr(past_key_values, "prefix", None)
+        if kept is None:
+            kept = self.dropout(self.prefix_encoder()).to(dtype)
+            if past_key_values is not None:
+                past_key_values.prefix = kept
+        return kept
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """See `ChatGLM2ForConditionalGeneration.forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        hidden = self.embedding.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        mask = create_causal_mask(self.config, hidden, attention_mask, past_key_values, position_ids)
+        if position_ids is None:
+            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = (torch.arange(hidden.shape[1], device=hidden.device) + seen)[None]
+        rotary = self.rotary_pos_emb(position_ids, hidden.dtype)
+        prefix = self.prefix(hidden.dtype, past_key_values)
+        if prefix is not None:
+            mask = mask_with_prefix(mask, self.config.pre_seq_len)
+        states = (hidden,)
+        for i, layer in enumerate(self.encoder.layers):
+            hidden = layer(
+                hidden, mask, rotary, None if prefix is None else prefix[i], past_key_values=past_key_values, **kwargs
+            )
+            states += (hidden,) if output_hidden_states else ()
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.encoder.final_layernorm(hidden),
+            past_key_values=past_key_values,
+            hidden_states=states if output_hidden_states else None,
+        )
+
+
+class ChatGLM2ForConditionalGeneration(ChatGLM2PreTrainedModel, GenerationMixin):
+    """ChatGLM2 or ChatGLM3 with its language-model head."""
+
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: ChatGLM2Config):
+        super().__init__(config)
+        self.transformer = ChatGLM2Model(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.transformer.output_layer
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.transformer.output_layer = value
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Refused: ids past the vocabulary are fixed by the tokenizer, and the official code could not load it."""
+        raise NotImplementedError(
+            f"the vocabulary of {self.config.padded_vocab_size} ids is fixed: special tokens have fixed ids behind the "
+            "sentencepiece model, and the official code could not load another size"
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        return_logits: bool | None = None,
+        loss_positions: Tensor | None = None,
+        num_items_in_batch: int | Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast | tuple:
+        """One pass.
+
+        Args:
+            input_ids: [b, s].
+            attention_mask: [b, past + s], 1 = real, 0 = padding; None if no padding stands left of a real token.
+            position_ids: [b, s]; 0, 1, ... if None. Positions that start again mark packed documents, kept apart.
+            inputs_embeds: [b, s, h] in place of input_ids.
+            labels: [b, s], unshifted, -100 = not supervised.
+            output_hidden_states: L + 1 entries [b, s, h]; the last is before the final norm.
+            logits_to_keep: logits of the last n tokens only; 0 = all.
+            return_logits: whether to compute logits; by default exactly when there are no labels.
+            loss_positions: [n], flat indices (row * s + column) of the tokens whose successor has a label. Computed
+                from `labels` if None, which makes an accelerator wait for the host.
+            num_items_in_batch: what the summed loss is divided by; by default the number of supervised tokens.
+
+        Returns:
+            `loss` (if labels are given): negative log likelihood in nats; `logits` [b, s, vocabulary].
+        """
+        out = self.transformer(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            **kwargs,
+        )
+        hidden, head = out.last_hidden_state, self.transformer.output_layer
+        loss = logits = None
+        if labels is not None:
+            loss = supervised_nll(hidden, labels, head, loss_positions, num_items_in_batch)
+        if labels is None if return_logits is None else return_logits:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = head(hidden[:, kept])
+        result = CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=out.past_key_values, hidden_states=out.hidden_states
+        )
+        return result.to_tuple() if return_dict is False else result

@@ -1,0 +1,124 @@
+"""Configurations under `model_type: chatglm`, which all official folders share.
+
+`AutoConfig` finds `ChatGLMConfig`; its `from_dict` returns the configuration class of the family that the keys prove,
+and the other Auto classes dispatch on that class.
+"""
+
+import json
+from typing import Any, ClassVar
+
+from transformers import PreTrainedConfig
+
+from glmft.errors import ConfigError
+from glmft.family import FAMILY_KEY, family_of_config
+
+
+class ChatGLMConfig(PreTrainedConfig):
+    """What the families have in common: the model type, and the prefix settings of P-Tuning v2."""
+
+    model_type = "chatglm"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+
+    pre_seq_len: int | None = None
+    prefix_projection: bool = False
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "ChatGLMConfig":
+        if cls is not ChatGLMConfig:
+            return super().from_dict(config_dict, **kwargs)
+        if family_of_config(config_dict) == "glm":
+            raise ConfigError("ChatGLM-6B (first generation) is not among the models of this version; use glm2 or glm3")
+        return ChatGLM2Config.from_dict(config_dict, **kwargs)
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """As official files are: every key that was loaded, defaults too, and `torch_dtype`, which their code reads."""
+        output = {key: value for key, value in self.to_dict().items() if key not in _TRANSFORMERS_OWN}
+        if output.get("dtype") is not None:
+            output["torch_dtype"] = output["dtype"]
+        if output.get("rope_ratio_scales") is None:
+            output.pop("rope_ratio_scales", None)
+        return json.dumps(output, ensure_ascii=False, indent=2) + "\n"
+
+
+_TRANSFORMERS_OWN = {
+    "chunk_size_feed_forward",
+    "id2label",
+    "is_encoder_decoder",
+    "label2id",
+    "output_attentions",
+    "output_hidden_states",
+    "problem_type",
+    "return_dict",
+}
+
+
+class ChatGLM2Config(ChatGLMConfig):
+    """ChatGLM2-6B, ChatGLM3-6B, CodeGeeX2: the keys of their official config.json.
+
+    Args:
+        kv_channels: size of one attention head.
+        multi_query_group_num: key/value heads, each serving `num_attention_heads / multi_query_group_num` query heads.
+        rope_ratio: stretches the rotary positions; see `rope_ratio_scales`.
+        rope_ratio_scales: `base` (newer official code: the rotary base is multiplied) or `positions` (chatglm2-6b-32k's
+            older code: positions are divided). Inferred where it is not given.
+    """
+
+    attribute_map: ClassVar[dict[str, str]] = {
+        "num_hidden_layers": "num_layers",
+        "vocab_size": "padded_vocab_size",
+        "max_position_embeddings": "seq_length",
+        "num_key_value_heads": "multi_query_group_num",
+        "head_dim": "kv_channels",
+        "intermediate_size": "ffn_hidden_size",
+    }
+
+    num_layers: int = 28
+    padded_vocab_size: int = 65024
+    hidden_size: int = 4096
+    ffn_hidden_size: int = 13696
+    kv_channels: int = 128
+    num_attention_heads: int = 32
+    seq_length: int = 2048
+    layernorm_epsilon: float = 1e-5
+    add_bias_linear: bool = False
+    add_qkv_bias: bool = True
+    multi_query_attention: bool = True
+    multi_query_group_num: int = 2
+    rope_ratio: float = 1
+    rope_ratio_scales: str | None = None
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    pad_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 2
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any):
+        family = family_of_config(kwargs)
+        super().__post_init__(**kwargs)
+        if family is not None:
+            setattr(self, FAMILY_KEY, family)
+        problems = []
+        if not self.multi_query_attention:
+            problems.append("config.json: multi_query_attention false has no official checkpoint and is not supported")
+        elif self.num_attention_heads % self.multi_query_group_num:
+            problems.append(
+                f"config.json: num_attention_heads {self.num_attention_heads} is no multiple of "
+                f"multi_query_group_num {self.multi_query_group_num}"
+            )
+        if self.kv_channels % 4:
+            problems.append(f"config.json: kv_channels {self.kv_channels} is no multiple of 4 (rotary pairs on a half)")
+        if self.rope_ratio_scales not in (None, "base", "positions"):
+            problems.append(f"config.json: rope_ratio_scales {self.rope_ratio_scales!r} is neither base nor positions")
+        if problems:
+            raise ConfigError(problems)
+
+    @property
+    def family(self) -> str | None:
+        """`glm2`, `glm3`, or None where the folder does not say."""
+        return getattr(self, FAMILY_KEY, None)
+
+    @property
+    def rope_scales_positions(self) -> bool:
+        if self.rope_ratio_scales is not None:
+            return self.rope_ratio_scales == "positions"
+        return self.rope_ratio != 1 and self.family == "glm2" and self.seq_length == 32768

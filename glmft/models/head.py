@@ -1,0 +1,57 @@
+"""The language-model head and the loss: logits only where a label is, a chunk at a time."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 1024
+
+
+class OutputLayer(nn.Linear):
+    """hidden [..., h] -> logits [..., vocabulary]; or, with targets [n], the summed loss of hidden [n, h].
+
+    The loop over chunks lies inside one call, so that ZeRO-3 gathers the weight once, however many tokens a rank has.
+    """
+
+    def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
+        if targets is None:
+            return super().forward(hidden)
+        if len(hidden) <= CHUNK:
+            return _nll(hidden, targets, self.weight, self.bias)
+        parts = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
+        return sum(checkpoint(_nll, h, t, self.weight, self.bias, use_reentrant=False) for h, t in parts)
+
+
+def _nll(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.cross_entropy(F.linear(hidden, weight, bias).float(), targets, reduction="sum")
+
+
+def positions_with_target(labels: Tensor) -> Tensor:
+    """Flat indices [n] into [b, s] of the tokens whose successor in the row has a label."""
+    has_target = F.pad(labels[:, 1:] != -100, (0, 1))
+    return has_target.flatten().nonzero().squeeze(1)
+
+
+def supervised_nll(
+    hidden: Tensor,
+    labels: Tensor,
+    head: nn.Module,
+    positions: Tensor | None = None,
+    num_items_in_batch: int | Tensor | None = None,
+) -> Tensor:
+    """Summed loss over supervised tokens divided by `num_items_in_batch` (default: by their count).
+
+    Args:
+        hidden: [b, s, h] after the final norm.
+        labels: [b, s], unshifted, -100 = not supervised; token i predicts label i + 1.
+        positions: [n], what `positions_with_target` gives; pass it to spare the host's wait for an accelerator.
+    """
+    if positions is None:
+        positions = positions_with_target(labels)
+    chosen, targets = hidden.flatten(0, 1)[positions], labels.flatten()[positions + 1]
+    if isinstance(head, OutputLayer):
+        total = head(chosen, targets)
+    else:  # wrapped by an adapter: its own forward must run
+        total = F.cross_entropy(head(chosen).float(), targets, reduction="sum")
+    return total / (torch.numel(positions) if num_items_in_batch is None else num_items_in_batch)

@@ -1,0 +1,147 @@
+"""Load an official or saved model folder natively: family, shapes and files are checked, no remote code runs."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glmft.errors import CheckpointError, ConfigError
+from glmft.family import FAMILY_KEY, family_of_folder, read_json
+from glmft.models.chatglm2 import ChatGLM2ForConditionalGeneration
+from glmft.models.configuration import ChatGLM2Config
+
+MODELS = dict.fromkeys(("glm2", "glm3"), (ChatGLM2Config, ChatGLM2ForConditionalGeneration))
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SINGLE = ("model.safetensors", "pytorch_model.bin")
+
+
+def load_config(folder: str | Path, mode: str | None = None) -> Any:
+    """The configuration of a model folder, with its family in it.
+
+    Raises:
+        ConfigError: config.json is missing or of another model, or contradicts `mode`.
+    """
+    folder = Path(folder)
+    raw = read_json(folder / "config.json")
+    if raw.get("model_type") != "chatglm":
+        raise ConfigError(f"{folder / 'config.json'}: model_type is {raw.get('model_type')!r}, not 'chatglm'")
+    family = family_of_folder(folder, mode)
+    if family not in MODELS:
+        raise ConfigError(f"{folder}: a {family} model; this version trains {', '.join(MODELS)}")
+    config = MODELS[family][0].from_dict({**raw, FAMILY_KEY: family})
+    config.name_or_path = str(folder)
+    return config
+
+
+def meta_model(config: Any) -> nn.Module:
+    """The model without memory behind its tensors: names and shapes only."""
+    with torch.device("meta"):
+        return MODELS[config.family][1](config)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights, all of them there.
+
+    Raises:
+        CheckpointError: no weights, or a shard that the index names is missing.
+    """
+    for name in INDEXES:
+        if (folder / name).is_file():
+            index = read_json(folder / name).get("weight_map")
+            if not isinstance(index, dict) or not index:
+                raise CheckpointError(f"{folder / name}: has no weight_map; copy it again")
+            files = [folder / shard for shard in sorted(set(index.values()))]
+            missing = [file.name for file in files if not file.is_file()]
+            if missing:
+                raise CheckpointError(f"{folder}: {', '.join(missing)} of {name} is missing; copy it into the folder")
+            return files
+    found = [folder / name for name in SINGLE if (folder / name).is_file()]
+    if not found:
+        raise CheckpointError(f"{folder}: holds no weights (looked for {', '.join((*INDEXES, *SINGLE))})")
+    return found[:1]
+
+
+def load_model(config: Any, folder: str | Path, dtype: torch.dtype, attn_implementation: str = "sdpa") -> nn.Module:
+    """The model with its weights, on the CPU.
+
+    Args:
+        config: what `load_config` gave, perhaps with a prefix set.
+        dtype: number format of all weights.
+
+    Raises:
+        CheckpointError: missing, unexpected or mis-shaped tensors, or an unreadable file; one line each.
+    """
+    folder = Path(folder)
+    files = weight_files(folder)
+    try:
+        model, found = MODELS[config.family][1].from_pretrained(
+            folder, config=config, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
+        )
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a torn file makes the readers raise
+        _find_broken(files)
+        raise CheckpointError(f"{folder}: the weights cannot be loaded ({_one_line(error)})") from None
+    prefix = {name for name in found["missing_keys"] if "prefix_encoder" in name}
+    problems = [f"{folder}: {n} is missing from the weights" for n in sorted(set(found["missing_keys"]) - prefix)]
+    problems += [f"{folder}: {n} belongs to no part of the model" for n in sorted(found["unexpected_keys"])]
+    problems += [f"{folder}: {_one_line(m)} has another shape than config.json says" for m in found["mismatched_keys"]]
+    if problems:
+        raise CheckpointError(problems[:5] + ([f"{folder}: and {len(problems) - 5} more"] if len(problems) > 5 else []))
+    return model
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _find_broken(files: Iterable[Path]) -> None:
+    for file in files:
+        try:
+            _open(file)
+        except Exception as error:
+            raise CheckpointError(f"{file}: is torn or no weight file ({_one_line(error)}); copy it again") from None
+
+
+def _open(file: Path) -> Any:
+    if file.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        return safe_open(file, "pt")
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+
+
+def read_tensors(folder: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """Some tensors of a folder as its files hold them, in their own dtype; names that are not there are left out."""
+    wanted, found = set(names), {}
+    for file in weight_files(folder):
+        held = _open(file)
+        get = held.get_tensor if file.suffix == ".safetensors" else held.__getitem__
+        for name in wanted & set(held.keys()):
+            found[name] = get(name)
+    return found
+
+
+def fingerprint(folder: str | Path) -> str:
+    """A short hash over what makes a base model itself: its shape and a fixed sample of its numbers.
+
+    The same for .bin and .safetensors files of the same weights, wherever the folder lies.
+    """
+    folder = Path(folder)
+    raw = read_json(folder / "config.json")
+    shape = {key: raw.get(key) for key in ("hidden_size", "num_layers", "num_attention_heads", "padded_vocab_size")}
+    digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
+    last = (raw.get("num_layers") or 1) - 1
+    names = [
+        "transformer.embedding.word_embeddings.weight",
+        "transformer.encoder.layers.0.self_attention.query_key_value.weight",
+        f"transformer.encoder.layers.{last}.mlp.dense_4h_to_h.weight",
+    ]
+    for name, tensor in sorted(read_tensors(folder, names).items()):
+        digest.update(name.encode())
+        digest.update(tensor[-1, :256].float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

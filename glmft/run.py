@@ -1,0 +1,183 @@
+"""Put the parts together: a training run from its settings, and predictions of a file."""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glmft import config as settings
+from glmft import dist
+from glmft.config import PredictConfig, TrainConfig
+from glmft.errors import ConfigError
+from glmft.loading import load, locate
+
+if TYPE_CHECKING:
+    from glmft.engine import TrainResult
+
+
+def quiet() -> None:
+    """Silence what libraries print that a user can do nothing about."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for name in ("transformers", "DeepSpeed", "peft"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
+def train(config: TrainConfig) -> "TrainResult":
+    """One training run, from settings to saved weights; with a launcher one rank of it, without one the only rank.
+
+    Raises:
+        GlmftError: settings, data, model or output folder that cannot be used; every rank raises the same lines.
+    """
+    config, said = settings.with_defaults(config)
+    problems = settings.check(config)
+    if problems:
+        raise ConfigError(problems)
+    world = dist.start(config.device, config.dtype)
+    if not config.verbose:
+        quiet()
+
+    from glmft import checkpoint, engine
+    from glmft.models.loading import load_model
+
+    with dist.same_fate():
+        (job, examples, model_config), lines = prepare(config, world)
+        if world.is_main:
+            checkpoint.claim_output(job.folder, config.overwrite_output_dir, config.resume is not None)
+    for line in [*said, world.describe(), *lines] if world.is_main else []:
+        print(line, flush=True)
+    with dist.same_fate():
+        resume_from, lines = checkpoint.find_resume(job.folder, config.resume) if config.resume else (None, [])
+    for line in lines if world.is_main else []:
+        print(line, flush=True)
+    with dist.same_fate():
+        model = load_model(model_config, job.base["base_model_name_or_path"], world.dtype, config.attn_implementation)
+    if world.is_main:
+        (job.folder / checkpoint.RUN_CONFIG).write_text(settings.to_json(config) + "\n", encoding="utf-8")
+        (job.folder / "ds_config.json").write_text(json.dumps(job.ds_config, indent=2) + "\n", encoding="utf-8")
+    seed_everything(config.seed, world.rank)
+    model = job.tuner.apply(model)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if world.is_main:
+        print(parameter_line(model), flush=True)
+    return engine.train(model, examples, job, resume_from)
+
+
+def prepare(config: TrainConfig, world: dist.World) -> tuple[Any, list[str]]:
+    """Everything but the weights: model configuration, tokenizer, encoded data, tuner and DeepSpeed settings.
+
+    All that can be wrong shows here, in seconds. Returns (job, examples, model configuration) and lines to print.
+    """
+    from glmft import ds_config
+    from glmft.data.encode import encode_records
+    from glmft.data.formats import read_records
+    from glmft.data.sampler import Plan
+    from glmft.engine import Job
+    from glmft.models.loading import fingerprint, load_config, meta_model, weight_files
+    from glmft.tokenizers.loading import load_tokenizer
+    from glmft.tuners import make_tuner
+
+    place = locate(config.model_name_or_path, config.base_model_path)
+    if place.adapter:
+        raise ConfigError(
+            f"--model_name_or_path {place.adapter}: is an adapter; train on its base {place.base}, "
+            "go on with --resume, or merge it first"
+        )
+    model_config = load_config(place.base, config.mode)
+    weight_files(place.base)
+    tuner = make_tuner(config)
+    problems = tuner.problems(meta_model(model_config))
+    if problems:
+        raise ConfigError(problems)
+    dtype = next(name for name, torch_name in dist.DTYPES.items() if str(world.dtype).endswith(torch_name))
+    deepspeed_config, lines = ds_config.resolve(settings.find_ds_file(config.ds_file), config, world.size, dtype)
+    tokenizer = load_tokenizer(place.base, model_config.family)
+    records = read_records(config.train_path)
+    examples, report = encode_records(records, tokenizer, config.max_len, config.max_src_len, config.is_skip)
+    plan = Plan(
+        len(examples), config.per_device_train_batch_size, config.gradient_accumulation_steps, world.size, config.seed
+    )
+    base = {
+        "family": model_config.family,
+        "base_model_name_or_path": str(place.base.resolve()),
+        "base_fingerprint": fingerprint(place.base),
+    }
+    job = Job(config, deepspeed_config, world, tuner, base, tokenizer, plan, Path(config.output_dir))
+    return (job, examples, model_config), [*lines, *report.lines()]
+
+
+def seed_everything(seed: int, rank: int) -> None:
+    """Equal initial values on all ranks need an equal seed; dropout differs by rank and is seeded after them."""
+    import torch
+
+    torch.manual_seed(seed)
+
+
+def parameter_line(model: Any) -> str:
+    """Trainable and total parameters. Raises ConfigError if nothing trains."""
+    total = sum(p.numel() for p in model.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if trainable == 0:
+        raise ConfigError("nothing would be trained: no parameter is trainable with these settings")
+    return f"trainable parameters: {trainable:,} of {total:,} ({100 * trainable / total:.4f}%)"
+
+
+def predict(config: PredictConfig) -> dict[str, Any]:
+    """Answer every record of a file; write generated_predictions.txt and predict_results.json; return the results."""
+    from glmft.data.formats import read_records
+    from glmft.generation import answer
+    from glmft.metrics import triple_f1, triples
+
+    test_path = config.test_path or str(settings.shipped(f"{settings.EMBEDDED}/test.json"))
+    if not Path(test_path).is_file():
+        raise ConfigError(f"--test_path {test_path}: no such file")
+    place = locate(config.model_name_or_path, config.base_model_path)
+    folder = prediction_folder(config, place.adapter)
+    records = read_records(test_path)[: config.max_samples]
+    quiet()
+    model, tokenizer = load(
+        config.model_name_or_path,
+        mode=config.mode,
+        dtype=config.dtype,
+        device=config.device,
+        base_model_path=config.base_model_path,
+        attn_implementation=config.attn_implementation,
+    )
+    from tqdm import tqdm
+
+    with tqdm(total=len(records), unit="record", disable=None) as bar:
+        answers = answer(
+            model,
+            tokenizer,
+            [record.query for record in records],
+            batch_size=config.per_device_eval_batch_size,
+            max_src_len=config.max_src_len,
+            max_new_tokens=config.max_new_tokens,
+            advance=bar.update,
+        )
+    labels = [record.answer for record in records]
+    rows = [{"labels": label, "predict": text} for label, text in zip(labels, answers, strict=True)]
+    results: dict[str, Any] = {"records": len(records)}
+    if all(triples(label) for label in labels):
+        results["triple"] = triple_f1(answers, labels)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "generated_predictions.txt").write_text(lines, encoding="utf-8")
+    (folder / "predict_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return {**results, "folder": str(folder), "rows": rows, "queries": [record.query for record in records]}
+
+
+def prediction_folder(config: PredictConfig, adapter: Path | None) -> Path:
+    """Where predictions go, made if need be. Raises ConfigError if it cannot be written or holds predictions."""
+    folder = Path(config.output_dir) if config.output_dir else (adapter or Path("output")) / "predict"
+    if (folder / "generated_predictions.txt").exists():
+        raise ConfigError(f"{folder}: holds predictions already; name another folder with --output_dir")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output_dir {folder}: cannot be written ({error.strerror})") from None
+    return folder

@@ -1,0 +1,1 @@
+"""The official tokenizers, natively over sentencepiece."""

@@ -1,0 +1,150 @@
+"""What the families' tokenizers share: ids straight from sentencepiece, special tokens by id, left padding."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sentencepiece import SentencePieceProcessor
+from transformers import PreTrainedTokenizer
+from transformers.utils import PaddingStrategy
+
+from glmft.errors import ConfigError
+from glmft.family import FAMILY_KEY, family_of_folder
+
+
+class ChatGLMTokenizer(PreTrainedTokenizer):
+    """The name that official folders record. `from_pretrained` returns the class of the family that the folder holds.
+
+    Args:
+        vocab_file: the sentencepiece model.
+        encode_special_tokens: accepted for the official signature; text that spells a special token stays text.
+    """
+
+    vocab_files_names = {"vocab_file": "tokenizer.model"}
+    model_input_names = ["input_ids", "attention_mask", "position_ids"]
+    padding_side = "left"
+    special_tokens: tuple[str, ...] = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
+    family: str
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> "ChatGLMTokenizer":
+        if cls is not ChatGLMTokenizer:
+            return super().from_pretrained(folder, *args, **kwargs)
+        from glmft.tokenizers.loading import tokenizer_class
+
+        return tokenizer_class(family_of_folder(folder, kwargs.pop("mode", None))).from_pretrained(
+            folder, *args, **kwargs
+        )
+
+    def __init__(self, vocab_file: str, padding_side: str = "left", **kwargs: Any):
+        if not Path(vocab_file).is_file():
+            raise ConfigError(f"{vocab_file}: the sentencepiece model is missing; copy it from the official folder")
+        self.vocab_file = str(vocab_file)
+        try:
+            self.sp = SentencePieceProcessor(model_file=self.vocab_file)
+        except (RuntimeError, OSError):
+            raise ConfigError(f"{vocab_file}: is no sentencepiece model; copy the official one again") from None
+        self.special_ids = {token: self.sp.vocab_size() + i for i, token in enumerate(self.special_tokens)}
+        self.special_texts = {i: token for token, i in self.special_ids.items()}
+        for name in ("eos_token", "unk_token", "pad_token"):
+            kwargs.pop(name, None)
+        super().__init__(padding_side=padding_side, eos_token="</s>", unk_token="<unk>", pad_token="<unk>", **kwargs)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.sp.vocab_size() + len(self.special_tokens)
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    def get_vocab(self) -> dict[str, int]:
+        return {self._convert_id_to_token(i): i for i in range(self.vocab_size)}
+
+    def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
+        known = {*self.special_ids, "<unk>", "<s>", "</s>"}
+        unknown = [str(token) for token in new_tokens if str(token) not in known]
+        if unknown:
+            raise ConfigError(f"tokens {unknown} cannot be added: the ids behind the vocabulary are the model's own")
+        return 0
+
+    def get_command(self, token: str) -> int:
+        """Id of a special token by its name, as the official code calls it."""
+        return {"<bos>": 1, "<eos>": 2, "<pad>": 0}[token] if token.startswith("<b") else self.special_ids[token]
+
+    def tokenize(self, text: str, **kwargs: Any) -> list[str]:
+        return self.sp.encode_as_pieces(text)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of plain text alone: no special token is added, and none is read out of the text."""
+        return self.sp.encode(text)
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self.special_ids[token] if token in self.special_ids else self.sp.piece_to_id(token)
+
+    def _convert_id_to_token(self, index: int) -> str:
+        if index in self.special_texts or index <= 2 or index >= self.vocab_size:
+            return ""
+        return self.sp.id_to_piece(index)
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        return self.sp.decode_pieces(tokens)
+
+    @property
+    def prefix_ids(self) -> list[int]:
+        """[gMASK] sop, which every row starts with."""
+        return [self.special_ids["[gMASK]"], self.special_ids["sop"]]
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """[gMASK] sop A, or [gMASK] sop A B </s>."""
+        ids = self.prefix_ids + list(token_ids_0)
+        return ids if token_ids_1 is None else ids + list(token_ids_1) + [self.eos_token_id]
+
+    def create_token_type_ids_from_sequences(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        return [0] * len(self.build_inputs_with_special_tokens(token_ids_0, token_ids_1))
+
+    def _pad(
+        self,
+        encoded_inputs: dict[str, Any],
+        max_length: int | None = None,
+        padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+    ) -> dict[str, Any]:
+        """Also gives position_ids: 0, 1, ... over the real tokens and 0 on padding."""
+        ids = encoded_inputs["input_ids"]
+        encoded_inputs.setdefault("attention_mask", [1] * len(ids))
+        encoded_inputs.setdefault("position_ids", list(range(len(ids))))
+        if padding_strategy == PaddingStrategy.LONGEST:
+            max_length = len(ids)
+        if padding_strategy == PaddingStrategy.DO_NOT_PAD or max_length is None:
+            return encoded_inputs
+        if pad_to_multiple_of:
+            max_length = -(-max_length // pad_to_multiple_of) * pad_to_multiple_of
+        missing = max_length - len(ids)
+        for key, filler in (("input_ids", self.pad_token_id), ("attention_mask", 0), ("position_ids", 0)):
+            padding, row = [filler] * missing, list(encoded_inputs[key])
+            left = (padding_side or self.padding_side) == "left"
+            encoded_inputs[key] = padding + row if left else row + padding
+        return encoded_inputs
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
+        target = Path(save_directory) / ((f"{filename_prefix}-" if filename_prefix else "") + "tokenizer.model")
+        if Path(self.vocab_file).resolve() != target.resolve():
+            shutil.copyfile(self.vocab_file, target)
+        return (str(target),)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> tuple[str, ...]:
+        """As `PreTrainedTokenizer.save_pretrained`, under the class name that official folders record."""
+        saved = super().save_pretrained(save_directory, **kwargs)
+        path = Path(save_directory) / "tokenizer_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config.update({"tokenizer_class": "ChatGLMTokenizer", FAMILY_KEY: self.family})
+        config.pop("added_tokens_decoder", None)
+        path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        return saved

@@ -1,0 +1,30 @@
+"""ChatGLM3-6B: each message stands behind a role token."""
+
+from typing import Any
+
+from glmft.tokenizers.base import ChatGLMTokenizer
+
+ROLES = ("system", "user", "assistant", "observation")
+
+
+class ChatGLM3Tokenizer(ChatGLMTokenizer):
+    family = "glm3"
+    special_tokens = (*ChatGLMTokenizer.special_tokens, *(f"<|{role}|>" for role in ROLES))
+
+    def __init__(self, vocab_file: str, encode_special_tokens: bool = False, **kwargs: Any):
+        self.encode_special_tokens = encode_special_tokens
+        kwargs.setdefault("clean_up_tokenization_spaces", False)
+        super().__init__(vocab_file, **kwargs)
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return self.special_texts.get(index) or super()._convert_id_to_token(index)
+
+    def build_single_message(self, role: str, metadata: str, message: str) -> list[int]:
+        """Role token, metadata and a line break, then the message; each text is encoded by itself.
+
+        Raises:
+            ValueError: the role is none of `ROLES`.
+        """
+        if role not in ROLES:
+            raise ValueError(f"role {role!r} is none of {', '.join(ROLES)}")
+        return [self.special_ids[f"<|{role}|>"], *self.encode_text(f"{metadata}\n"), *self.encode_text(message)]

@@ -1,0 +1,129 @@
+"""The protocol of a tuner: four plain things, and a check of its settings before any weight is loaded."""
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from glmft.config import TrainConfig
+from glmft.dist import gathered
+from glmft.errors import CheckpointError
+from glmft.family import read_json
+
+ADAPTER_JSON = "glmft_adapter.json"
+ADAPTER_WEIGHTS = "glmft_adapter.safetensors"
+
+
+class Tuner(ABC):
+    """A way to train; subclasses are dataclasses whose fields are the settings that the adapter records."""
+
+    name: ClassVar[str]
+
+    @classmethod
+    def from_config(cls, config: TrainConfig) -> Self:
+        """Take the fields from the flags of the same names."""
+        return cls(**{f.name: getattr(config, f.name) for f in dataclasses.fields(cls)})
+
+    def problems(self, model: nn.Module) -> list[str]:
+        """What is wrong with the settings for this model (which may lie on the meta device), one line each."""
+        return []
+
+    @abstractmethod
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Mark what trains (float32) and freeze the rest; may wrap the model."""
+
+    def state(self, model: nn.Module) -> dict[str, Tensor]:
+        """What was trained, by name, on the CPU. Collective under ZeRO-3, where only these tensors are gathered."""
+        return gather_named((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+    def save(self, model: nn.Module, state: dict[str, Tensor], folder: Path, base: dict[str, Any]) -> None:
+        """Write `state` and what it needs to be loaded again.
+
+        Args:
+            base: what the adapter records of its base: path, family and fingerprint.
+        """
+        save_checked(state, folder / ADAPTER_WEIGHTS)
+        self.save_description(folder, base)
+
+    def save_description(self, folder: Path, base: dict[str, Any]) -> None:
+        described = {"train_type": self.name, **dataclasses.asdict(self), **base}
+        (folder / ADAPTER_JSON).write_text(json.dumps(described, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_description(cls, folder: Path) -> Self:
+        """The tuner that a saved adapter describes."""
+        described = read_json(folder / ADAPTER_JSON)
+        missing = [f.name for f in dataclasses.fields(cls) if f.name not in described]
+        if missing:
+            raise CheckpointError(f"{folder / ADAPTER_JSON}: lacks {', '.join(missing)}")
+        return cls(**{f.name: described[f.name] for f in dataclasses.fields(cls)})
+
+    def load(self, model: nn.Module, folder: Path) -> nn.Module:
+        """Put a saved adapter onto its base model."""
+        model = self.apply(model)
+        load_named(model, load_checked(folder / ADAPTER_WEIGHTS), folder)
+        return model
+
+
+def train_only(model: nn.Module, names: Iterable[str] | None = None) -> None:
+    """Train exactly these parameters, in float32; None: all."""
+    chosen = None if names is None else set(names)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(chosen is None or name in chosen)
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+
+
+def gather_named(named: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
+    """Whole CPU copies of parameters, gathered one at a time under ZeRO-3."""
+    state = {}
+    for name, parameter in named:
+        with gathered([parameter]):
+            state[name] = parameter.detach().to("cpu", copy=True).contiguous()
+    return state
+
+
+def save_checked(state: dict[str, Tensor], path: Path) -> None:
+    """Write tensors and read them back: an adapter never comes out empty or torn.
+
+    Raises:
+        CheckpointError: nothing to save, or the file does not hold what was written.
+    """
+    if not state or any(t.numel() == 0 for t in state.values()):
+        raise CheckpointError(f"{path}: refused to write an empty adapter ({len(state)} tensors)")
+    save_file(state, path, metadata={"format": "pt"})
+    again = load_checked(path)
+    if again.keys() != state.keys() or not all(torch.equal(again[k], t) for k, t in state.items()):
+        raise CheckpointError(f"{path}: the file does not hold what was written; check the disk")
+
+
+def load_checked(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file. Raises CheckpointError with one line for a missing or torn one."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: is missing") from None
+    except Exception as error:  # safetensors' own class is no subclass of a public one
+        raise CheckpointError(f"{path}: is no readable safetensors file ({error}); copy it again") from None
+
+
+def load_named(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None:
+    """Copy tensors into the parameters of the same names. Raises CheckpointError on any mismatch."""
+    parameters = dict(model.named_parameters())
+    problems = [
+        f"{folder}: {name} {list(t.shape)} does not fit "
+        + (f"the model's {list(parameters[name].shape)}" if name in parameters else "any parameter of the model")
+        for name, t in state.items()
+        if name not in parameters or parameters[name].shape != t.shape
+    ]
+    if problems:
+        raise CheckpointError(problems[:5])
+    with torch.no_grad():
+        for name, tensor in state.items():
+            parameters[name].copy_(tensor)

@@ -1,0 +1,29 @@
+"""Train every parameter; what is saved is a complete model folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from glmft.tuners.base import Tuner, gather_named, train_only
+
+
+@dataclass
+class Full(Tuner):
+    name: ClassVar[str] = "full"
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        train_only(model)
+        return model
+
+    def state(self, model: nn.Module) -> dict[str, Tensor]:
+        """Parameters, and the buffers that official checkpoints carry."""
+        persistent = {name: t.detach().cpu() for name, t in model.named_buffers() if name in model.state_dict()}
+        return gather_named(model.named_parameters()) | persistent
+
+    def save(self, model: nn.Module, state: dict[str, Tensor], folder: Path, base: dict[str, Any]) -> None:
+        model.save_pretrained(folder, state_dict=state, max_shard_size="2GB")
+
+    def load(self, model: nn.Module, folder: Path) -> nn.Module:
+        raise AssertionError("a full checkpoint is a model folder and is loaded as one")

@@ -1,0 +1,37 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="glmft",
+    version="0.1.0",
+    description="Fine-tune ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B with a training loop that you can read and own",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["glmft", "glmft.*"]), "glmft.ds_configs", "glmft.examples.quickstart"],
+    # What the commands fall back on travels with an installed package too; in a checkout it is found at the top level.
+    package_dir={"glmft.ds_configs": "ds_configs", "glmft.examples.quickstart": "examples/quickstart"},
+    package_data={"glmft.ds_configs": ["*.json"], "glmft.examples.quickstart": ["*.json", "base/*"]},
+    install_requires=[
+        "torch>=2.6",
+        "transformers>=5.23,<6",
+        "deepspeed>=0.19",
+        "peft>=0.21",
+        "accelerate>=1.0",
+        "safetensors>=0.5",
+        "sentencepiece>=0.2",
+        "jieba>=0.42",
+        "nltk>=3.9",
+        "rouge-chinese>=1.0.3",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "dev": ["pytest>=8", "ruff>=0.9", "nbclient>=0.10", "ipykernel>=6"],
+        "web": ["gradio>=5"],
+    },
+    entry_points={"console_scripts": ["glmft=glmft.cli:main"]},
+)
