@@ -27,6 +27,7 @@ class TrainerState:
     adam_step: int = 0
     tokens: int = 0
     supervised: int = 0
+    loss_sum: float = 0.0
     window: int = 0
     records: int = 0
     seed: int = 0

@@ -35,11 +35,18 @@ Batch = dict[str, Tensor]
 
 @dataclass
 class TrainResult:
-    """What a run came to; also written as train_results.json."""
+    """What a run came to; also written as train_results.json.
+
+    Args:
+        train_loss: mean over all supervised tokens of the whole run, in nats.
+        last_loss: the same since the log line before the last.
+        seconds: of this process; a resumed run counts from the resumption.
+    """
 
     output_dir: str
     steps: int
-    loss: float
+    train_loss: float
+    last_loss: float
     seconds: float
     tokens: int
     supervised_tokens: int
@@ -165,6 +172,7 @@ class LossLog:
 
     def write(self, rate: float, norm: float | None) -> None:
         self.last, tokens, supervised = self.read()
+        self.state.loss_sum += self.last * supervised
         self.state.tokens += tokens
         self.state.supervised += supervised
         self.tracker.log_step(self.state.step, self.last, rate, norm, tokens, supervised)
@@ -202,7 +210,8 @@ def write_trained(engine: Any, trained: dict[str, Tensor], job: Job, folder: Pat
 def finish(engine: Any, state: TrainerState, log: LossLog, tracker: Tracker, job: Job) -> TrainResult:
     """Save what was trained, and the run's figures, into the output folder itself."""
     trained = job.tuner.state(engine.module)
-    result = TrainResult(str(job.folder), state.step, log.last, tracker.seconds, state.tokens, state.supervised)
+    mean = state.loss_sum / max(1, state.supervised)
+    result = TrainResult(str(job.folder), state.step, mean, log.last, tracker.seconds, state.tokens, state.supervised)
     if job.world.is_main:
         aside = job.folder / ".writing-result"
         aside.mkdir(exist_ok=True)
@@ -211,7 +220,7 @@ def finish(engine: Any, state: TrainerState, log: LossLog, tracker: Tracker, job
         saved.publish(aside, job.folder)
     barrier()
     took = f"{state.step} steps in {tracker.seconds:.1f} s"
-    tracker.say(f"trained {took}; last loss {log.last:.4f}; saved in {job.folder}")
+    tracker.say(f"trained {took}; mean loss {mean:.4f}, last {log.last:.4f}; saved in {job.folder}")
     return result
 
 

@@ -163,7 +163,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     labels = [record.answer for record in records]
     rows = [{"labels": label, "predict": text} for label, text in zip(labels, answers, strict=True)]
     results: dict[str, Any] = {"records": len(records)}
-    if all(triples(label) for label in labels):
+    if any(triples(label) for label in labels):
         results["triple"] = triple_f1(answers, labels)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / "generated_predictions.txt").write_text(lines, encoding="utf-8")

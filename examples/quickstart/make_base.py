@@ -3,7 +3,7 @@
 It learns to chat in ChatGLM2's prompt format: to find triples of the BASE world, and to repeat what it is told. What it
 is fine-tuned for later (the TASK world) it never sees: only the characters of that world, as text to repeat.
 
-    python examples/quickstart/make_base.py [--steps 9000]       # writes examples/quickstart/base
+    python -m examples.quickstart.make_base [--steps 9000]     # writes examples/quickstart/base
 """
 
 import argparse

@@ -5,7 +5,7 @@ model is pre-trained on, `TASK` is what it is fine-tuned for. Of each TASK relat
 that a test can ask for sentences never trained. Entities are two invented characters' names; those for testing appear
 nowhere in training.
 
-    python examples/quickstart/sentences.py        # writes train.json, test.json, test_new_patterns.json beside it
+    python -m examples.quickstart.sentences        # writes train.json, test.json, test_new_patterns.json beside it
 """
 
 import json

@@ -26,6 +26,7 @@ class EncodingReport:
     kept: int = 0
     cut_prompt: int = 0
     cut_answer: int = 0
+    empty_answers: int = 0
     dropped: int = 0
     tokens: int = 0
     supervised: int = 0
@@ -37,7 +38,8 @@ class EncodingReport:
         middle, most = lengths[len(lengths) // 2], lengths[int(len(lengths) * 0.95)]
         return [
             f"data: {self.read} records read, {self.kept} kept, {self.dropped} dropped as too long, "
-            f"{self.cut_prompt} prompts and {self.cut_answer} answers cut",
+            f"{self.cut_prompt} prompts and {self.cut_answer} answers cut"
+            + (f", {self.empty_answers} answers empty (the end token alone is learned)" if self.empty_answers else ""),
             f"data: {self.tokens} tokens, {self.supervised / self.tokens:.1%} supervised; "
             f"length median {middle}, 95% {most}, longest {self.longest}",
         ]
@@ -78,6 +80,7 @@ def encode_records(
         examples.append(Example(ids, len(prompt), record.place))
         report.cut_prompt += cut_prompt
         report.cut_answer += cut_answer
+        report.empty_answers += not record.answer
         report.supervised += len(ids) - len(prompt)
         report.lengths.append(len(ids))
     if not examples:

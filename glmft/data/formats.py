@@ -22,7 +22,8 @@ class Record:
 def read_records(path: str | Path) -> list[Record]:
     """All records of a JSON array or JSONL file of instruction/input/output objects; UTF-8, with or without BOM.
 
-    `input` may be absent or empty; instruction and input are joined with nothing between.
+    `input` may be absent or empty; instruction and input are joined with nothing between. An empty `output` is an answer
+    too (a text without triples): the end token alone is learned.
 
     Raises:
         DataError: the file cannot be read or holds no record, or the first few bad lines, each with file and line.
@@ -82,6 +83,4 @@ def _record(value: Any, place: str) -> Record:
             raise DataError(f"{place}: {key!r} holds half a surrogate pair, which is no character; remove it")
     if not (parts[0] + parts[1]).strip():
         raise DataError(f"{place}: instruction and input are both empty")
-    if not parts[2].strip():
-        raise DataError(f"{place}: 'output' is empty; there is nothing to learn from it")
     return Record(query=parts[0] + parts[1], answer=parts[2], place=place)

@@ -1,0 +1,55 @@
+"""Run the training command in 1 or more ranks, quickly: processes fork from one that has imported the libraries."""
+
+import contextlib
+import multiprocessing
+import os
+import socket
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 120
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _rank(rank: int, size: int, port: int, argv: list[str], log: str) -> None:
+    with open(log, "w", encoding="utf-8", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        )
+        import torch
+
+        from glmft.cli import main
+
+        torch.set_num_threads(1)
+        code = main(argv, command="train", program="train.py")
+        with contextlib.suppress(Exception):
+            torch.distributed.destroy_process_group()
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def train(argv: list[str], size: int, folder: Path) -> tuple[list[int], str]:
+    """Exit codes of all ranks, and what they printed; `folder` takes the logs."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["glmft.engine", "glmft.tuners", "glmft.run", "glmft.models.loading", "peft"])
+    port = free_port()
+    logs = [str(folder / f"rank{rank}.log") for rank in range(size)]
+    ranks = [context.Process(target=_rank, args=(rank, size, port, argv, logs[rank])) for rank in range(size)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(SECONDS)
+    late = [process for process in ranks if process.is_alive()]
+    for process in late:
+        process.kill()
+    printed = "".join(Path(log).read_text(encoding="utf-8") for log in logs)
+    assert not late, f"still running after {SECONDS} s:\n{printed}"
+    return [process.exitcode for process in ranks], printed

@@ -1,0 +1,125 @@
+"""Real launches, as users type them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import BASE, ROOT
+from ranks import free_port
+
+import glmft
+
+BIN = Path(sys.executable).parent
+REFERENCE_FLAGS = [
+    *("--per_device_train_batch_size", "1", "--max_len", "1560", "--max_src_len", "1024", "--learning_rate", "1e-4"),
+    *("--weight_decay", "0.1", "--num_train_epochs", "2", "--gradient_accumulation_steps", "4"),
+    *("--warmup_ratio", "0.1", "--mode", "glm2", "--seed", "1234", "--ds_file", "ds_zero2_no_offload.json"),
+    *("--gradient_checkpointing", "--show_loss_step", "1", "--save_model_step", "4"),
+]
+REFERENCE_TUNERS = {
+    "lora": [
+        *("--train_type", "lora", "--lora_dim", "16", "--lora_alpha", "64", "--lora_dropout", "0.1"),
+        *("--lora_module_name", "query_key_value,dense_h_to_4h,dense_4h_to_h,dense"),
+    ],
+    "freeze": ["--train_type", "freeze", "--freeze_module_name", "layers.3.,layers.2."],
+    "ptuning": ["--train_type", "ptuning", "--pre_seq_len", "16", "--prefix_projection", "True"],
+    "ptuning-plain": ["--train_type", "ptuning", "--pre_seq_len", "16", "--prefix_projection", "False", "--is_skip"],
+    "all": ["--train_type", "all"],
+}
+
+
+def launch(command: list[str], **environment: str) -> subprocess.CompletedProcess:
+    path = os.pathsep.join([str(BIN), os.environ["PATH"]])
+    keep = {"OMP_NUM_THREADS": "1", "PATH": path, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **keep}, capture_output=True, text=True, timeout=180, check=False
+    )
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("tuner", REFERENCE_TUNERS)
+def test_the_reference_command_line_runs_verbatim(tuner, uneven, tmp_path):
+    out = tmp_path / "out"
+    command = ["deepspeed", "--master_port", str(free_port()), "train.py", "--train_path", str(uneven)]
+    command += ["--model_name_or_path", str(BASE), *REFERENCE_FLAGS, *REFERENCE_TUNERS[tuner], "--output_dir", str(out)]
+    done = launch(command, CUDA_VISIBLE_DEVICES="0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(losses(out)) == 6  # ten records in steps of four, twice: the last step of an epoch is short
+    assert (out / "checkpoint-4" / "manifest.json").is_file()
+    model, tokenizer = glmft.load(out)
+    assert model(**tokenizer("云川", return_tensors="pt")).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
+def test_two_ranks_train_like_one(launcher, uneven, tmp_path):
+    flags = ["train.py", "--train_path", str(uneven), "--max_len", "512", "--max_steps", "3", "--show_loss_step", "1"]
+    flags += ["--train_type", "lora", "--lora_dropout", "0"]
+    port = str(free_port())
+    two = {
+        "deepspeed": ["deepspeed", "--num_gpus", "2", "--master_port", port],
+        "torchrun": ["torchrun", "--nproc_per_node", "2", "--master_port", port],
+    }[launcher]
+    done = launch([*two, *flags, "--per_device_train_batch_size", "2", "--output_dir", str(tmp_path / "two")])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 ranks on cpu" in done.stdout
+    one = [sys.executable, *flags, "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "one")]
+    done = launch(one)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+
+
+def test_ptuning_without_any_other_flag_runs_on_the_embedded_defaults_and_says_so(tmp_path):
+    done = launch(
+        [
+            sys.executable,
+            str(ROOT / "train.py"),
+            "--train_type",
+            "ptuning",
+            "--max_steps",
+            "2",
+            "--output_dir",
+            str(tmp_path / "o"),
+        ]
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no --model_name_or_path given: the embedded tiny base" in done.stdout
+    assert "no --train_path given: the shipped sample" in done.stdout
+
+
+def test_under_a_launcher_bad_input_is_one_line_and_a_non_zero_exit(tmp_path):
+    broken = tmp_path / "broken.json"
+    broken.write_text('{"instruction": "a", "output": "b"}\n{"instruction": "a", \n', encoding="utf-8")
+    command = ["torchrun", "--nproc_per_node", "2", "--master_port", str(free_port()), "train.py"]
+    done = launch([*command, "--train_path", str(broken), "--output_dir", str(tmp_path / "out")])
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert f"{broken}:2: broken JSON" in lines[0]
+    assert "/glmft/" not in done.stderr  # torchrun prints a traceback of its own; ours would name our files
+    assert not (tmp_path / "out").exists()
+
+
+def test_train_predict_merge_predict(uneven, tmp_path):
+    """The three commands one after the other; the merged model answers as the adapter does."""
+    out = tmp_path / "out"
+    flags = ["--train_path", str(uneven), "--max_steps", "4", "--train_type", "lora", "--learning_rate", "1e-2"]
+    assert launch([sys.executable, "train.py", *flags, "--output_dir", str(out)]).returncode == 0
+    done = launch(
+        [sys.executable, "merge_lora.py", "--ori_model_dir", str(BASE), "--model_dir", str(out), "--mode", "glm2"]
+    )
+    assert done.returncode == 0, done.stderr
+    answers = []
+    for model in (out, out / "merged"):
+        command = [sys.executable, "predict.py", "--model_name_or_path", str(model), "--test_path", str(uneven)]
+        folder = tmp_path / f"predict-{model.name}"
+        done = launch([*command, "--max_new_tokens", "16", "--output_dir", str(folder)])
+        assert done.returncode == 0, done.stderr
+        answers.append((folder / "generated_predictions.txt").read_text(encoding="utf-8"))
+    assert answers[0] == answers[1]
+    assert len(answers[0].splitlines()) == 10
