@@ -1,0 +1,34 @@
+import torch
+
+from glmft.data.collate import collate
+from glmft.data.encode import Example
+from glmft.models.head import positions_with_target
+
+ROWS = [Example([5, 6, 7, 2], 2, "a"), Example([5, 6, 7, 8, 9, 2], 3, "b"), Example([5, 2], 1, "c")]
+
+
+def test_rows_are_padded_on_the_right_and_labelled_by_position():
+    batch = collate(ROWS, pad_id=0)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 2, 0, 0], [5, 6, 7, 8, 9, 2], [5, 2, 0, 0, 0, 0]]
+    assert batch["labels"].tolist() == [
+        [-100, -100, 7, 2, -100, -100],
+        [-100, -100, -100, 8, 9, 2],
+        [-100, 2, -100, -100, -100, -100],
+    ]
+
+
+def test_an_end_token_that_equals_the_padding_keeps_its_label():
+    batch = collate([Example([5, 0], 1, "a"), Example([5, 6, 0], 1, "b")], pad_id=0)
+    assert batch["labels"].tolist() == [[-100, 0, -100], [-100, 6, 0]]
+
+
+def test_loss_positions_are_the_tokens_whose_successor_has_a_label():
+    batch = collate(ROWS, pad_id=0)
+    assert torch.equal(batch["loss_positions"], positions_with_target(batch["labels"]))
+
+
+def test_an_unsupervised_micro_batch_has_no_label():
+    batch = collate(ROWS, pad_id=0, supervise=False)
+    assert (batch["labels"] == -100).all()
+    assert batch["loss_positions"].shape == (0,)
+    assert batch["loss_positions"].dtype == torch.long

@@ -1,0 +1,57 @@
+import pytest
+
+from glmft.data.sampler import Plan
+
+
+def steps(plan: Plan, start: int = 0, epochs: int = 1) -> list[list[int]]:
+    return [window for _, window in plan.windows(start, plan.total_steps(epochs, None))]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("records", [1, 7, 24, 25, 100])
+def test_every_record_is_trained_exactly_once_an_epoch_whatever_the_number_of_ranks(records, world_size):
+    plan = Plan(records, 2, 3, world_size, seed=1)
+    dealt = [
+        row
+        for window in steps(plan)
+        for rank in range(world_size)
+        for micro_batch in plan.micro_batches(window, rank)
+        for row in micro_batch
+    ]
+    assert sorted(dealt) == list(range(records))
+
+
+@pytest.mark.parametrize("records", [1, 7, 24, 25, 100])
+def test_all_ranks_run_equally_many_micro_batches_none_longer_than_asked(records):
+    plan = Plan(records, 2, 3, 4, seed=1)
+    for window in steps(plan):
+        shares = [plan.micro_batches(window, rank) for rank in range(4)]
+        assert len({len(share) for share in shares}) == 1
+        assert 1 <= len(shares[0]) <= 3
+        assert all(len(rows) <= 2 for share in shares for rows in share)
+        assert shares[0][0]  # rank 0 always has a record
+
+
+def test_the_records_of_a_step_do_not_depend_on_how_they_are_dealt():
+    windows = [steps(Plan(50, *split, seed=1), epochs=2) for split in ((12, 1, 1), (3, 4, 1), (3, 2, 2), (1, 3, 4))]
+    assert all(other == windows[0] for other in windows)
+
+
+def test_each_epoch_and_each_seed_has_its_own_order():
+    plan = Plan(50, 5, 1, 1, seed=1)
+    assert plan.order(0) != plan.order(1)
+    assert plan.order(0) == plan.order(0)
+    assert plan.order(0) != Plan(50, 5, 1, 1, seed=9).order(0)
+
+
+@pytest.mark.parametrize("start", [1, 4, 9, 13])
+def test_starting_in_the_middle_equals_skipping_what_was_done(start):
+    plan = Plan(50, 2, 3, 1, seed=1)
+    assert steps(plan, start, epochs=2) == steps(plan, 0, epochs=2)[start:]
+
+
+def test_a_short_last_window_is_a_step_and_max_steps_outranks_epochs():
+    plan = Plan(50, 2, 3, 2, seed=1)
+    assert plan.steps_per_epoch == 5
+    assert plan.total_steps(3, None) == 15
+    assert plan.total_steps(3, 4) == 4

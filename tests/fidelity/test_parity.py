@@ -1,0 +1,21 @@
+"""The public interface against tensors, ids and texts of the official implementations, where that data is at hand."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CASES = [(family, what) for family in ("glm2", "glm3") for what in ("model", "prefix", "generate", "tokenizer")]
+
+
+@pytest.mark.parametrize(("family", "what"), [*CASES, ("glm2", "chat")])
+def test_every_golden_case_passes(family, what, shared):
+    tool = [sys.executable, str(shared / "tools" / "parity.py"), "--goldens", str(shared / "goldens"), "--quiet"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*tool, "--family", family, "--what", what], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

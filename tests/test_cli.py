@@ -1,0 +1,52 @@
+import pytest
+
+from glmft import __version__
+from glmft.cli import main
+
+
+def test_without_a_command_the_usage_is_shown(capsys):
+    assert main([]) == 2
+    assert main(["--help"]) == 0
+    assert "glmft train" in capsys.readouterr().out
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def test_an_unknown_command_is_one_line(capsys):
+    assert main(["tarin"]) == 2
+    assert capsys.readouterr().err == "error: tarin: no such command; there are train, predict, merge\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        (["merge"], "--model_dir: name the folder"),
+        (["merge", "--model_dir", "nowhere"], "nowhere: no such folder"),
+        (["predict", "--test_path", "nowhere.json"], "nowhere.json: no such file"),
+        (["predict", "--model_name_or_path", "nowhere"], "nowhere: no such folder"),
+        (["predict", "--max_new_tokens", "many"], "--max_new_tokens"),
+        (["train", "--no_such_flag"], "--no_such_flag: no such setting"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(argv, part, capsys):
+    assert main(argv) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert part in lines[0]
+
+
+def test_only_rank_0_speaks(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert main(["tarin"]) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_predictions_are_not_overwritten(tmp_path, capsys):
+    (tmp_path / "generated_predictions.txt").write_text("mine")
+    assert main(["predict", "--output_dir", str(tmp_path)]) == 2
+    assert "holds predictions already" in capsys.readouterr().err
+    assert (tmp_path / "generated_predictions.txt").read_text() == "mine"
