@@ -1,7 +1,8 @@
 """Make the tiny ChatGLM2-layout base model that the quickstart fine-tunes, tokenizer included.
 
-It learns to chat in ChatGLM2's prompt format: to find triples of the BASE world, and to repeat what it is told. What it
-is fine-tuned for later (the TASK world) it never sees: only the characters of that world, as text to repeat.
+It learns to chat in ChatGLM2's prompt format: to find triples of the BASE world under several instructions, to call
+relations by new names that the prompt gives, and to repeat what it is told. What it is fine-tuned for later (the TASK
+world's relations and sentences) it never sees: only the characters of that world, as text to repeat.
 
     python -m examples.quickstart.make_base [--steps 9000]     # writes examples/quickstart/base
 """
@@ -10,6 +11,7 @@ import argparse
 import io
 import json
 import random
+import re
 import time
 from pathlib import Path
 
@@ -25,6 +27,8 @@ from glmft.tokenizers.chatglm2 import ChatGLM2Tokenizer
 
 HERE = Path(__file__).parent / "base"
 REPEAT_INSTRUCTION = "请复述："
+INSTRUCTIONS = [sentences.BASE_INSTRUCTION, sentences.TASK_INSTRUCTION]
+RENAME_INSTRUCTION = "按名称找出关系。"
 SHAPE = {
     "hidden_size": 128,
     "num_layers": 4,
@@ -38,8 +42,8 @@ SHAPE = {
 def world_characters() -> str:
     """Every character that the two worlds use, each once, in a fixed order."""
     worlds = json.dumps([sentences.BASE, sentences.TASK, sentences.OPENINGS, sentences.JOINTS], ensure_ascii=False)
-    text = worlds + sentences.ENTITY_CHARACTERS + sentences.TASK_INSTRUCTION + sentences.BASE_INSTRUCTION
-    return "".join(sorted({c for c in text + REPEAT_INSTRUCTION if ord(c) > 127} | set("_\\n")))
+    text = worlds + sentences.ENTITY_CHARACTERS + "".join(INSTRUCTIONS) + RENAME_INSTRUCTION + REPEAT_INSTRUCTION
+    return "".join(sorted({c for c in text if ord(c) > 127} | set("_\\n=")))
 
 
 def make_tokenizer(folder: Path) -> ChatGLM2Tokenizer:
@@ -49,7 +53,7 @@ def make_tokenizer(folder: Path) -> ChatGLM2Tokenizer:
     """
     characters = world_characters()
     prompt = ChatGLM2Tokenizer.build_prompt(None, "", [])
-    instructions = [sentences.TASK_INSTRUCTION, sentences.BASE_INSTRUCTION, REPEAT_INSTRUCTION]
+    instructions = [*INSTRUCTIONS, RENAME_INSTRUCTION, REPEAT_INSTRUCTION]
     corpus = [prompt.replace("\n", " ")] * 50 + instructions * 20
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -72,15 +76,36 @@ def make_tokenizer(folder: Path) -> ChatGLM2Tokenizer:
     return ChatGLM2Tokenizer.from_pretrained(folder)
 
 
-def example(rng: random.Random, names: list[str], characters: str, tokenizer: ChatGLM2Tokenizer) -> list[int]:
-    """Ids of one question and its answer: triples of the BASE world, or a text to repeat."""
-    if rng.random() < 0.6:
+def question(rng: random.Random, names: list[str], characters: str) -> tuple[str, str]:
+    """A question and its answer."""
+    kind = rng.random()
+    if kind < 0.4:
         text, answer = sentences.sentence(rng, names, sentences.BASE)
-        query = sentences.BASE_INSTRUCTION + text
-    else:
-        alphabet = characters if rng.random() < 0.5 else sentences.ENTITY_CHARACTERS
-        answer = "".join(rng.choices(alphabet, k=rng.randint(2, 12)))
-        query = REPEAT_INSTRUCTION + answer
+        return rng.choice(INSTRUCTIONS) + text, answer
+    if kind < 0.75:
+        return renamed(rng, names, characters)
+    alphabet = characters if rng.random() < 0.5 else sentences.ENTITY_CHARACTERS
+    answer = "".join(rng.choices(alphabet, k=rng.randint(2, 12)))
+    return REPEAT_INSTRUCTION + answer, answer
+
+
+def renamed(rng: random.Random, names: list[str], characters: str) -> tuple[str, str]:
+    """A sentence whose relations bear made-up names, told in the prompt as `cue=name` for up to three cues."""
+    patterns = rng.sample([p for of_relation in sentences.BASE.values() for p in of_relation], rng.randint(1, 3))
+    made_up = {"".join(rng.choices(characters, k=rng.randint(2, 4))): [pattern] for pattern in patterns}
+    table = "，".join(f"{cue(pattern)}={name}" for name, [pattern] in made_up.items())
+    text, answer = sentences.sentence(rng, names, made_up)
+    return f"{RENAME_INSTRUCTION}{table}。{rng.choice(INSTRUCTIONS)}{text}", answer
+
+
+def cue(pattern: str) -> str:
+    """The longest run of a pattern's own characters."""
+    return max(re.split(r"\{[ht]\}", pattern), key=len)
+
+
+def example(rng: random.Random, names: list[str], characters: str, tokenizer: ChatGLM2Tokenizer) -> list[int]:
+    """Ids of one question and its answer."""
+    query, answer = question(rng, names, characters)
     prompt = tokenizer.prefix_ids + tokenizer.encode_text(tokenizer.build_prompt(query))
     return [*prompt, *tokenizer.encode_text(answer), tokenizer.eos_token_id]
 

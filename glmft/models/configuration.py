@@ -7,7 +7,7 @@ and the other Auto classes dispatch on that class.
 import json
 from typing import Any, ClassVar
 
-from transformers import PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 
 from glmft.errors import ConfigError
 from glmft.family import FAMILY_KEY, family_of_config
@@ -30,14 +30,24 @@ class ChatGLMConfig(PreTrainedConfig):
             raise ConfigError("ChatGLM-6B (first generation) is not among the models of this version; use glm2 or glm3")
         return ChatGLM2Config.from_dict(config_dict, **kwargs)
 
+    def __post_init__(self, **kwargs: Any):
+        self._recorded = {k: v for k, v in kwargs.items() if k in ("_name_or_path", *_generation_keys())}
+        super().__post_init__(**kwargs)
+
     def to_json_string(self, use_diff: bool = True) -> str:
         """As official files are: every key that was loaded, defaults too, and `torch_dtype`, which their code reads."""
         output = {key: value for key, value in self.to_dict().items() if key not in _TRANSFORMERS_OWN}
+        # transformers takes these out of a config.json, or puts a local path in; official code reads them there.
+        output.update(output.pop("_recorded", {}))
         if output.get("dtype") is not None:
             output["torch_dtype"] = output["dtype"]
         if output.get("rope_ratio_scales") is None:
             output.pop("rope_ratio_scales", None)
         return json.dumps(output, ensure_ascii=False, indent=2) + "\n"
+
+
+def _generation_keys() -> tuple[str, ...]:
+    return tuple(GenerationConfig._get_default_generation_params())
 
 
 _TRANSFORMERS_OWN = {

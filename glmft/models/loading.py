@@ -79,7 +79,12 @@ def load_model(config: Any, folder: str | Path, dtype: torch.dtype, attn_impleme
     files = weight_files(folder)
     try:
         model, found = MODELS[config.family][1].from_pretrained(
-            folder, config=config, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            ignore_mismatched_sizes=True,  # they are reported, with names, below
+            output_loading_info=True,
         )
     except CheckpointError:
         raise

@@ -1,0 +1,71 @@
+"""What the tests share: a tokenizer made on the spot, tiny random models, and data that lies outside the project."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHAPE = {
+    "padded_vocab_size": 97,
+    "hidden_size": 48,
+    "num_layers": 3,
+    "num_attention_heads": 4,
+    "kv_channels": 16,
+    "multi_query_group_num": 2,
+    "ffn_hidden_size": 40,
+    "seq_length": 64,
+    "glmft_family": "glm2",
+}
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Goldens of the official implementations and real data, which are no part of the project."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "goldens").is_dir():
+        pytest.skip(f"{folder}/goldens is not here: the official implementations' goldens lie outside the project")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    """The quickstart's ChatGLM2 tokenizer, with a sentencepiece model trained on the spot."""
+    from examples.quickstart.make_base import make_tokenizer
+
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def tiny_config():
+    """Makes a small ChatGLM2 configuration; keyword arguments replace parts of it."""
+    from glmft.models.configuration import ChatGLM2Config
+
+    return lambda **changes: ChatGLM2Config(**{**SHAPE, **changes})
+
+
+@pytest.fixture
+def tiny_model(tiny_config):
+    """Makes a small random ChatGLM2 in float32, always the same; keyword arguments change its configuration."""
+    import torch
+
+    from glmft.models.chatglm2 import ChatGLM2ForConditionalGeneration
+
+    def make(attn_implementation: str = "sdpa", **changes):
+        torch.manual_seed(0)
+        config = tiny_config(**changes)
+        model = ChatGLM2ForConditionalGeneration._from_config(config, attn_implementation=attn_implementation)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(0.0, 0.2)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def model_folder(tiny_model, tokenizer, tmp_path) -> Path:
+    """A saved tiny model with its tokenizer."""
+    folder = tmp_path / "base"
+    tiny_model(padded_vocab_size=-(-tokenizer.vocab_size // 64) * 64).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

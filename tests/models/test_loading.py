@@ -1,0 +1,164 @@
+"""Folders in the official layout: what loads, what is refused in one line, and what comes out again."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from glmft.errors import CheckpointError, ConfigError
+from glmft.models.loading import fingerprint, load_config, load_model, meta_model, read_tensors, weight_files
+
+WORDS = "transformer.embedding.word_embeddings.weight"
+
+
+def load(folder):
+    return load_model(load_config(folder), folder, torch.float32)
+
+
+def as_bins(folder, target):
+    """The same folder as the official ones are: two .bin shards and an index."""
+    shutil.copytree(folder, target)
+    (target / "model.safetensors").unlink()
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    index = {}
+    for i, part in enumerate((names[::2], names[1::2]), 1):
+        shard = f"pytorch_model-0000{i}-of-00002.bin"
+        torch.save({name: tensors[name] for name in part}, target / shard)
+        index.update(dict.fromkeys(part, shard))
+    text = json.dumps({"metadata": {"total_size": 0}, "weight_map": index})
+    (target / "pytorch_model.bin.index.json").write_text(text, encoding="utf-8")
+    return target
+
+
+def change(folder, **changes):
+    """Rewrite the weights with some tensors replaced, or left out where None is given."""
+    tensors = {**load_file(folder / "model.safetensors"), **changes}
+    save_file({n: t for n, t in tensors.items() if t is not None}, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_what_is_saved_comes_back_bit_for_bit(model_folder):
+    model = load(model_folder)
+    stored = load_file(model_folder / "model.safetensors")
+    state = model.state_dict()
+    assert state.keys() == stored.keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in stored.items())
+    model.save_pretrained(model_folder / "again")
+    assert (model_folder / "again" / "model.safetensors").read_bytes() == (
+        model_folder / "model.safetensors"
+    ).read_bytes()
+
+
+def test_sharded_bin_files_load_as_safetensors_do(model_folder, tmp_path):
+    bins = as_bins(model_folder, tmp_path / "bins")
+    assert [file.name for file in weight_files(bins)] == [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    ours, theirs = load(bins).state_dict(), load(model_folder).state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert fingerprint(bins) == fingerprint(model_folder)
+    assert read_tensors(bins, [WORDS, "nothing"]).keys() == {WORDS}
+
+
+def test_a_pickle_that_would_run_code_is_refused(model_folder, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "exploded"), "w"))
+
+    (model_folder / "model.safetensors").unlink()
+    torch.save({WORDS: Bomb()}, model_folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError):
+        load(model_folder)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_a_truncated_file_is_named(kind, model_folder, tmp_path):
+    folder = as_bins(model_folder, tmp_path / "bins") if kind == "bin" else model_folder
+    file = weight_files(folder)[-1]
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(CheckpointError) as caught:
+        load(folder)
+    [line] = caught.value.problems
+    assert str(file) in line
+    assert "copy it again" in line
+
+
+def test_a_missing_shard_is_named(model_folder, tmp_path):
+    bins = as_bins(model_folder, tmp_path / "bins")
+    (bins / "pytorch_model-00002-of-00002.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"pytorch_model-00002-of-00002\.bin .* is missing"):
+        weight_files(bins)
+
+
+def test_no_weights_at_all(model_folder):
+    (model_folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        weight_files(model_folder)
+
+
+def test_missing_unexpected_and_misshaped_tensors_are_named(model_folder):
+    good = load_file(model_folder / "model.safetensors")
+    cases = {
+        "is missing from the weights": {"transformer.encoder.layers.1.mlp.dense_4h_to_h.weight": None},
+        "belongs to no part of the model": {"transformer.encoder.layers.9.mlp.dense_4h_to_h.weight": torch.ones(2)},
+        "has another shape": {"transformer.encoder.layers.1.mlp.dense_4h_to_h.weight": torch.ones(2, 3)},
+    }
+    for message, changes in cases.items():
+        save_file(good, model_folder / "model.safetensors", {"format": "pt"})
+        change(model_folder, **changes)
+        with pytest.raises(CheckpointError, match=message) as caught:
+            load(model_folder)
+        assert next(iter(changes)) in caught.value.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "holds a list, not a JSON object"),
+        ('{"model_type": "llama"}', "model_type is 'llama', not 'chatglm'"),
+        ('{"model_type": "chatglm", "num_attention_heads": 5, "glmft_family": "glm2"}', "5 is no multiple of"),
+        ('{"model_type": "chatglm", "kv_channels": 6, "glmft_family": "glm2"}', "kv_channels 6 is no multiple of 4"),
+    ],
+)
+def test_a_config_that_cannot_be_used(text, message, model_folder):
+    (model_folder / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        load_config(model_folder)
+
+
+def test_every_official_key_survives_the_round_trip(model_folder):
+    official = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
+    official.update(
+        {
+            "_name_or_path": "THUDM/chatglm2-6b",
+            "auto_map": {"AutoModel": "modeling_chatglm.ChatGLMForConditionalGeneration"},
+            "apply_query_key_layer_scaling": True,
+            "fp32_residual_connection": False,
+            "quantization_bit": 0,
+            "temperature": 0.95,
+            "torch_dtype": "float16",
+        }
+    )
+    (model_folder / "config.json").write_text(json.dumps(official), encoding="utf-8")
+    model = load_model(load_config(model_folder), model_folder, torch.float16)
+    model.save_pretrained(model_folder / "again")
+    again = json.loads((model_folder / "again" / "config.json").read_text(encoding="utf-8"))
+    changed = {key: (value, again.get(key)) for key, value in official.items() if again.get(key) != value}
+    assert changed.pop("dtype") == ("float32", "float16")  # the key of current transformers follows the weights
+    assert not changed
+
+
+def test_the_meta_model_has_the_names_and_shapes_of_the_real_one(model_folder):
+    config = load_config(model_folder)
+    meta, real = meta_model(config).state_dict(), load(model_folder).state_dict()
+    assert {n: t.shape for n, t in meta.items()} == {n: t.shape for n, t in real.items()}
+    assert all(t.is_meta for t in meta.values())
+
+
+@pytest.mark.parametrize("name", ["chatglm2-6b", "chatglm3-6b"])
+def test_names_at_full_depth_equal_the_official_index(name, shared):
+    folder = shared / "official" / name
+    official = json.loads((folder / "pytorch_model.bin.index.json").read_text(encoding="utf-8"))["weight_map"]
+    assert meta_model(load_config(folder)).state_dict().keys() == official.keys()
