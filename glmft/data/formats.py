@@ -22,8 +22,8 @@ class Record:
 def read_records(path: str | Path) -> list[Record]:
     """All records of a JSON array or JSONL file of instruction/input/output objects; UTF-8, with or without BOM.
 
-    `input` may be absent or empty; instruction and input are joined with nothing between. An empty `output` is an answer
-    too (a text without triples): the end token alone is learned.
+    `input` may be absent or empty; instruction and input are joined with nothing between. An empty `output` is an
+    answer too (a text without triples): the end token alone is learned.
 
     Raises:
         DataError: the file cannot be read or holds no record, or the first few bad lines, each with file and line.
