@@ -90,8 +90,9 @@ def load(
         ConfigError, CheckpointError: with one line for what is wrong and how to mend it.
 
     Example:
+        >>> from glmft.generation import answer
         >>> model, tokenizer = glmft.load("output/my-adapter")
-        >>> glmft.generation.answer(model, tokenizer, ["你好"])
+        >>> answer(model, tokenizer, ["你好"])
     """
     from glmft.dist import choose_device, choose_dtype
     from glmft.models.loading import load_config, load_model

@@ -3,10 +3,6 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-BASE = ROOT / "examples" / "quickstart" / "base"
-LORA = ["--train_type", "lora", "--lora_module_name", "query_key_value,dense", "--lora_dim", "4", "--lora_dropout", "0"]
-
 
 @pytest.fixture(scope="session")
 def uneven(tmp_path_factory) -> Path:

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+BASE = ROOT / "examples" / "quickstart" / "base"
+LORA = ["--train_type", "lora", "--lora_module_name", "query_key_value,dense", "--lora_dim", "4", "--lora_dropout", "0"]
 SECONDS = 120
 
 

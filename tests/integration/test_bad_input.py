@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from conftest import BASE
+from ranks import BASE
 
 from glmft.cli import main
 

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from conftest import BASE, LORA
-from ranks import train
+from ranks import BASE, LORA, train
 from safetensors.torch import load_file
 
 import glmft

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import BASE, ROOT
-from ranks import free_port
+from ranks import BASE, ROOT, free_port
 
 import glmft
 
