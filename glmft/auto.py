@@ -18,18 +18,21 @@ def _register_config(auto: ModuleType) -> None:
 
 
 def _register_models(auto: ModuleType) -> None:
+    from glmft.models.chatglm import ChatGLM6BForConditionalGeneration, ChatGLM6BModel
     from glmft.models.chatglm2 import ChatGLM2ForConditionalGeneration, ChatGLM2Model
-    from glmft.models.configuration import ChatGLM2Config
+    from glmft.models.configuration import ChatGLM2Config, ChatGLM6BConfig
 
+    auto.AutoModel.register(ChatGLM6BConfig, ChatGLM6BModel, exist_ok=True)
     auto.AutoModel.register(ChatGLM2Config, ChatGLM2Model, exist_ok=True)
+    auto.AutoModelForCausalLM.register(ChatGLM6BConfig, ChatGLM6BForConditionalGeneration, exist_ok=True)
     auto.AutoModelForCausalLM.register(ChatGLM2Config, ChatGLM2ForConditionalGeneration, exist_ok=True)
 
 
 def _register_tokenizers(auto: ModuleType) -> None:
-    from glmft.models.configuration import ChatGLM2Config, ChatGLMConfig
+    from glmft.models.configuration import ChatGLM2Config, ChatGLM6BConfig, ChatGLMConfig
     from glmft.tokenizers.base import ChatGLMTokenizer
 
-    for config in (ChatGLMConfig, ChatGLM2Config):
+    for config in (ChatGLMConfig, ChatGLM6BConfig, ChatGLM2Config):
         auto.AutoTokenizer.register(config, tokenizer_class=ChatGLMTokenizer, exist_ok=True)
 
 

@@ -15,15 +15,14 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from glmft.models.attention import eager_attention, mask_with_prefix, with_prefix
+from glmft.models.causal_lm import CausalLM
 from glmft.models.configuration import ChatGLM2Config
-from glmft.models.head import OutputLayer, supervised_nll
-from glmft.models.prefix import PrefixEncoder
-
-PREFIX_DROPOUT = 0.1
+from glmft.models.head import OutputLayer
+from glmft.models.prefix import PREFIX_DROPOUT, PrefixEncoder, WithPrefix
 
 
 class RMSNorm(nn.Module):
@@ -181,7 +180,7 @@ class ChatGLM2PreTrainedModel(PreTrainedModel):
             init.copy_(module.inv_freq, module.frequencies(module.inv_freq.device))
 
 
-class ChatGLM2Model(ChatGLM2PreTrainedModel):
+class ChatGLM2Model(WithPrefix, ChatGLM2PreTrainedModel):
     """Embeddings, layers and, where `config.pre_seq_len` is set, the prefix encoder."""
 
     def __init__(self, config: ChatGLM2Config):
@@ -216,17 +215,6 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.embedding.word_embeddings = value
 
-    def prefix(self, dtype: torch.dtype, past_key_values: Cache | None) -> Tensor | None:
-        """[L, 2, g, P, d], or None without a prefix. It is computed once for each cache that generation carries on."""
-        if not self.config.pre_seq_len:
-            return None
-        kept = getattr(past_key_values, "prefix", None)
-        if kept is None:
-            kept = self.dropout(self.prefix_encoder()).to(dtype)
-            if past_key_values is not None:
-                past_key_values.prefix = kept
-        return kept
-
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -238,7 +226,7 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
         output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """See `ChatGLM2ForConditionalGeneration.forward`."""
+        """See `CausalLM.forward`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         hidden = self.embedding.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
@@ -267,10 +255,8 @@ class ChatGLM2Model(ChatGLM2PreTrainedModel):
         )
 
 
-class ChatGLM2ForConditionalGeneration(ChatGLM2PreTrainedModel, GenerationMixin):
+class ChatGLM2ForConditionalGeneration(CausalLM, ChatGLM2PreTrainedModel, GenerationMixin):
     """ChatGLM2 or ChatGLM3 with its language-model head."""
-
-    accepts_loss_kwargs = True
 
     def __init__(self, config: ChatGLM2Config):
         super().__init__(config)
@@ -282,67 +268,3 @@ class ChatGLM2ForConditionalGeneration(ChatGLM2PreTrainedModel, GenerationMixin)
 
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.transformer.output_layer = value
-
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Refused: ids past the vocabulary are fixed by the tokenizer, and the official code could not load it."""
-        raise NotImplementedError(
-            f"the vocabulary of {self.config.padded_vocab_size} ids is fixed: special tokens have fixed ids behind the "
-            "sentencepiece model, and the official code could not load another size"
-        )
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        return_logits: bool | None = None,
-        loss_positions: Tensor | None = None,
-        num_items_in_batch: int | Tensor | None = None,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast | tuple:
-        """One pass.
-
-        Args:
-            input_ids: [b, s].
-            attention_mask: [b, past + s], 1 = real, 0 = padding; None if no padding stands left of a real token.
-            position_ids: [b, s]; 0, 1, ... if None. Positions that start again mark packed documents, kept apart.
-            inputs_embeds: [b, s, h] in place of input_ids.
-            labels: [b, s], unshifted, -100 = not supervised.
-            output_hidden_states: L + 1 entries [b, s, h]; the last is before the final norm.
-            logits_to_keep: logits of the last n tokens only; 0 = all.
-            return_logits: whether to compute logits; by default exactly when there are no labels.
-            loss_positions: [n], flat indices (row * s + column) of the tokens whose successor has a label. Computed
-                from `labels` if None, which makes an accelerator wait for the host.
-            num_items_in_batch: what the summed loss is divided by; by default the number of supervised tokens.
-
-        Returns:
-            `loss` (if labels are given): negative log likelihood in nats; `logits` [b, s, vocabulary].
-        """
-        out = self.transformer(
-            input_ids,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            inputs_embeds,
-            use_cache,
-            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            **kwargs,
-        )
-        hidden, head = out.last_hidden_state, self.transformer.output_layer
-        loss = logits = None
-        if labels is not None:
-            loss = supervised_nll(hidden, labels, head, loss_positions, num_items_in_batch)
-        if labels is None if return_logits is None else return_logits:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = head(hidden[:, kept])
-        result = CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=out.past_key_values, hidden_states=out.hidden_states
-        )
-        return result.to_tuple() if return_dict is False else result

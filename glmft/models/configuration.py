@@ -26,9 +26,8 @@ class ChatGLMConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "ChatGLMConfig":
         if cls is not ChatGLMConfig:
             return super().from_dict(config_dict, **kwargs)
-        if family_of_config(config_dict) == "glm":
-            raise ConfigError("ChatGLM-6B (first generation) is not among the models of this version; use glm2 or glm3")
-        return ChatGLM2Config.from_dict(config_dict, **kwargs)
+        kind = ChatGLM6BConfig if family_of_config(config_dict) == "glm" else ChatGLM2Config
+        return kind.from_dict(config_dict, **kwargs)
 
     def __post_init__(self, **kwargs: Any):
         self._recorded = {k: v for k, v in kwargs.items() if k in ("_name_or_path", *_generation_keys())}
@@ -60,6 +59,48 @@ _TRANSFORMERS_OWN = {
     "problem_type",
     "return_dict",
 }
+
+
+class ChatGLM6BConfig(ChatGLMConfig):
+    """ChatGLM-6B: the keys of its official config.json."""
+
+    attribute_map: ClassVar[dict[str, str]] = {
+        "num_hidden_layers": "num_layers",
+        "max_position_embeddings": "max_sequence_length",
+        "intermediate_size": "inner_hidden_size",
+    }
+
+    vocab_size: int = 130528
+    hidden_size: int = 4096
+    num_layers: int = 28
+    num_attention_heads: int = 32
+    inner_hidden_size: int = 16384
+    layernorm_epsilon: float = 1e-5
+    max_sequence_length: int = 2048
+    position_encoding_2d: bool = True
+    use_cache: bool = True
+    bos_token_id: int | None = 130004
+    eos_token_id: int | list[int] | None = 130005
+    mask_token_id: int = 130000
+    gmask_token_id: int = 130001
+    pad_token_id: int | None = 3
+    tie_word_embeddings: bool = True
+    initializer_range: float = 0.02
+
+    family: ClassVar[str] = "glm"
+
+    def __post_init__(self, **kwargs: Any):
+        super().__post_init__(**kwargs)
+        problems = []
+        if not self.position_encoding_2d:
+            problems.append("config.json: position_encoding_2d false has no official checkpoint and is not supported")
+        if self.hidden_size % (4 * self.num_attention_heads):
+            problems.append(
+                f"config.json: hidden_size {self.hidden_size} is no multiple of 4 times num_attention_heads "
+                f"{self.num_attention_heads} (rotary pairs on halves of a head)"
+            )
+        if problems:
+            raise ConfigError(problems)
 
 
 class ChatGLM2Config(ChatGLMConfig):

@@ -11,10 +11,15 @@ from torch import Tensor, nn
 
 from glmft.errors import CheckpointError, ConfigError
 from glmft.family import FAMILY_KEY, family_of_folder, read_json
+from glmft.models.chatglm import ChatGLM6BForConditionalGeneration
 from glmft.models.chatglm2 import ChatGLM2ForConditionalGeneration
-from glmft.models.configuration import ChatGLM2Config
+from glmft.models.configuration import ChatGLM2Config, ChatGLM6BConfig
 
-MODELS = dict.fromkeys(("glm2", "glm3"), (ChatGLM2Config, ChatGLM2ForConditionalGeneration))
+MODELS = {
+    "glm": (ChatGLM6BConfig, ChatGLM6BForConditionalGeneration),
+    "glm2": (ChatGLM2Config, ChatGLM2ForConditionalGeneration),
+    "glm3": (ChatGLM2Config, ChatGLM2ForConditionalGeneration),
+}
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 
@@ -30,8 +35,6 @@ def load_config(folder: str | Path, mode: str | None = None) -> Any:
     if raw.get("model_type") != "chatglm":
         raise ConfigError(f"{folder / 'config.json'}: model_type is {raw.get('model_type')!r}, not 'chatglm'")
     family = family_of_folder(folder, mode)
-    if family not in MODELS:
-        raise ConfigError(f"{folder}: a {family} model; this version trains {', '.join(MODELS)}")
     config = MODELS[family][0].from_dict({**raw, FAMILY_KEY: family})
     config.name_or_path = str(folder)
     return config

@@ -1,7 +1,12 @@
 """The prefix encoder of P-Tuning v2 (Liu et al., 2021): one trained key and value a layer and virtual token."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+PREFIX_DROPOUT = 0.1
 
 
 class PrefixEncoder(nn.Module):
@@ -39,3 +44,22 @@ class PrefixEncoder(nn.Module):
         if hasattr(self, "trans"):
             prefix = self.trans(prefix)
         return prefix.view(self.shape).permute(1, 2, 3, 0, 4)
+
+
+class WithPrefix:
+    """To be mixed into a model with `config`, and `prefix_encoder` and `dropout` where `config.pre_seq_len` is set."""
+
+    config: Any
+    prefix_encoder: PrefixEncoder
+    dropout: nn.Dropout
+
+    def prefix(self, dtype: torch.dtype, past_key_values: Cache | None) -> Tensor | None:
+        """[L, 2, g, P, d], or None without a prefix. It is computed once for each cache that generation carries on."""
+        if not self.config.pre_seq_len:
+            return None
+        kept = getattr(past_key_values, "prefix", None)
+        if kept is None:
+            kept = self.dropout(self.prefix_encoder()).to(dtype)
+            if past_key_values is not None:
+                past_key_values.prefix = kept
+        return kept

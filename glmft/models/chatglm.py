@@ -1,0 +1,310 @@
+"""ChatGLM-6B: LayerNorm with a scaled residual after it, GELU, 2-D rotary positions, a context seen in both directions.
+
+Parameter names are the official ones, so official checkpoints load and what is saved loads in the official code.
+Shapes: b rows, s tokens, P prefix tokens, h hidden size, d head size, L layers.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from glmft.models.attention import eager_attention, mask_with_prefix, with_prefix
+from glmft.models.causal_lm import CausalLM
+from glmft.models.configuration import ChatGLM6BConfig
+from glmft.models.head import OutputLayer
+from glmft.models.positions import continued, two_dimensional_positions, visibility
+from glmft.models.prefix import PREFIX_DROPOUT, PrefixEncoder, WithPrefix
+
+# The official code never passes the number of layers on: every ChatGLM-6B was trained with that of 28.
+RESIDUAL_SCALE = math.sqrt(2 * 28)
+
+
+class RotaryPositions(nn.Module):
+    """Rotary frequencies (Su et al., 2021) for half of a head, rounded to float16 as the official checkpoints are."""
+
+    def __init__(self, head_dim: int):
+        super().__init__()
+        self.size = head_dim // 2
+        # Official checkpoints carry this tensor and the official code ignores its values: held for the round trip.
+        self.register_buffer("inv_freq", self.frequencies())
+
+    def frequencies(self, device: torch.device | None = None) -> Tensor:
+        """[d / 4] in float16."""
+        powers = torch.arange(0, self.size, 2, dtype=torch.float32, device=device) / self.size
+        return (1.0 / 10000.0**powers).half()
+
+
+def rotary_tables(frequencies: Tensor, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """position_ids [b, 2, s] -> cos, sin [b, 1, s, 2, d / 4]: one angle for each dimension and pair, in float32."""
+    angles = position_ids.transpose(1, 2).float()[:, None, :, :, None] * frequencies.float()
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the first half of each head by the place and the second by the block; x [b, heads, s, d].
+
+    In each half, number j and number j + d / 4 form a pair.
+    """
+    first, second = x.unflatten(-1, (2, 2, -1)).unbind(-2)  # [b, heads, s, 2, d / 4]
+    return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-2).flatten(-3)
+
+
+class SelfAttention(nn.Module):
+    is_causal = True
+    num_key_value_groups = 1
+
+    def __init__(self, config: ChatGLM6BConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // self.heads
+        self.scaling = self.head_dim**-0.5
+        self.rotary_emb = RotaryPositions(self.head_dim)
+        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        attention_mask: Any,
+        rotary: tuple[Tensor, Tensor],
+        prefix: Tensor | None,
+        past_key_values: Cache | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """hidden [b, s, h], prefix [2, heads, P, d] -> output [b, s, h] and, if eager, the attention probabilities."""
+        mixed = self.query_key_value(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [b, heads, s, 3 d]
+        query, key, value = mixed.chunk(3, dim=-1)
+        query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        length = query.shape[2]
+        if prefix is not None:
+            query, key, value = with_prefix(self.config, query, key, value, prefix, attention_mask)
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        mixed, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, dropout=0.0, **kwargs)
+        return self.dense(mixed[:, -length:].flatten(2)), weights
+
+
+class MLP(nn.Module):
+    """GELU in its tanh form (Hendrycks and Gimpel, 2016)."""
+
+    def __init__(self, config: ChatGLM6BConfig):
+        super().__init__()
+        self.dense_h_to_4h = nn.Linear(config.hidden_size, config.inner_hidden_size)
+        self.dense_4h_to_h = nn.Linear(config.inner_hidden_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(hidden), approximate="tanh"))
+
+
+class Block(GradientCheckpointingLayer):
+    """One layer: x = norm(h); h = scale x + attention(x); y = norm(h); h = scale y + mlp(y)."""
+
+    def __init__(self, config: ChatGLM6BConfig, layer_idx: int):
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, config.layernorm_epsilon)
+        self.attention = SelfAttention(config, layer_idx)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, config.layernorm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(
+        self, hidden: Tensor, attention_mask: Any, rotary: tuple[Tensor, Tensor], prefix: Tensor | None, **kwargs: Any
+    ) -> Tensor:
+        normed = self.input_layernorm(hidden)
+        attended, _ = self.attention(normed, attention_mask, rotary, prefix, **kwargs)
+        normed = self.post_attention_layernorm(RESIDUAL_SCALE * normed + attended)
+        return RESIDUAL_SCALE * normed + self.mlp(normed)
+
+
+class ChatGLM6BPreTrainedModel(PreTrainedModel):
+    config_class = ChatGLM6BConfig
+    config: ChatGLM6BConfig
+    base_model_prefix = "transformer"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = False  # positions are read off the ids, which are checked on the host
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, RotaryPositions):
+            init.copy_(module.inv_freq, module.frequencies(module.inv_freq.device))
+
+
+class ChatGLM6BModel(WithPrefix, ChatGLM6BPreTrainedModel):
+    """Embeddings, layers and, where `config.pre_seq_len` is set, the prefix encoder."""
+
+    def __init__(self, config: ChatGLM6BConfig):
+        super().__init__(config)
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
+        self.final_layernorm = nn.LayerNorm(config.hidden_size, config.layernorm_epsilon)
+        if config.pre_seq_len:
+            self.add_prefix_encoder()
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def add_prefix_encoder(self) -> None:
+        """Make `prefix_encoder` after `config.pre_seq_len` and `config.prefix_projection`."""
+        config = self.config
+        self.prefix_encoder = PrefixEncoder(
+            config.pre_seq_len,
+            config.num_layers,
+            config.num_attention_heads,
+            config.hidden_size // config.num_attention_heads,
+            config.prefix_projection,
+            embedding_size=config.hidden_size,
+            hidden_size=config.hidden_size,
+        )
+        self.dropout = nn.Dropout(PREFIX_DROPOUT)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.word_embeddings = value
+
+    def positions(
+        self, input_ids: Tensor | None, attention_mask: Tensor | None, past_key_values: Cache | None
+    ) -> Tensor:
+        """[b, 2, s]. Raises ValueError where the ids cannot tell them."""
+        if input_ids is None:
+            raise ValueError("give position_ids [b, 2, s] beside inputs_embeds; ChatGLM-6B reads positions off the ids")
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            raise ValueError(
+                "give position_ids [b, 2, s] beside past_key_values; ChatGLM-6B reads positions off the ids"
+            )
+        two_dimensional = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
+        return two_dimensional_positions(self.config, input_ids, two_dimensional)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """See `CausalLM.forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        hidden = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            position_ids = self.positions(input_ids, attention_mask, past_key_values)
+        if position_ids.dim() != 3:
+            raise ValueError(f"position_ids {list(position_ids.shape)}: ChatGLM-6B's are [b, 2, s], place and block")
+        mask = visibility(self.config, hidden, attention_mask, past_key_values, position_ids)
+        rotary = rotary_tables(
+            self.layers[0].attention.rotary_emb.frequencies(hidden.device), position_ids, hidden.dtype
+        )
+        prefix = self.prefix(hidden.dtype, past_key_values)
+        if prefix is not None:
+            mask = mask_with_prefix(mask, self.config.pre_seq_len)
+        states = (hidden,)
+        for i, layer in enumerate(self.layers):
+            hidden = layer(
+                hidden, mask, rotary, None if prefix is None else prefix[i], past_key_values=past_key_values, **kwargs
+            )
+            states += (hidden,) if output_hidden_states else ()
+        hidden = self.final_layernorm(hidden)
+        return BaseModelOutputWithPast(
+            last_hidden_state=hidden,
+            past_key_values=past_key_values,
+            hidden_states=(*states[:-1], hidden) if output_hidden_states else None,
+        )
+
+
+class ChatGLM6BForConditionalGeneration(CausalLM, ChatGLM6BPreTrainedModel, GenerationMixin):
+    """ChatGLM-6B with its language-model head, which is the embedding matrix."""
+
+    _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}
+
+    def __init__(self, config: ChatGLM6BConfig):
+        super().__init__(config)
+        self.transformer = ChatGLM6BModel(config)
+        self.lm_head = OutputLayer(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.lm_head = value
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """As `PreTrainedModel.save_pretrained`, with `lm_head.weight` beside its twin, as official folders have it."""
+        state = dict(kwargs.pop("state_dict", None) or self.state_dict())
+        embedding = state.get("transformer.word_embeddings.weight")
+        if embedding is not None:
+            state["lm_head.weight"] = embedding.detach().clone()
+        super().save_pretrained(save_directory, state_dict=state, **kwargs)
+
+    # Positions of two dimensions: `generate` makes, repeats and extends those of one.
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+        ids = model_kwargs.get("input_ids", inputs_tensor)
+        mask = model_kwargs.get("attention_mask")
+        if ids.is_floating_point() or not ids.shape[1]:
+            raise ValueError("give position_ids [b, 2, s] beside inputs_embeds; ChatGLM-6B reads positions off the ids")
+        return two_dimensional_positions(self.config, ids, mask if mask is not None and mask.dim() == 2 else None)
+
+    @staticmethod
+    def _expand_inputs_for_generation(
+        expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **model_kwargs: Any
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        positions = model_kwargs.pop("position_ids", None)
+        input_ids, model_kwargs = GenerationMixin._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        if positions is not None:
+            model_kwargs["position_ids"] = positions.repeat_interleave(expand_size, dim=0)
+        return input_ids, model_kwargs
+
+    def _update_model_kwargs_for_generation(
+        self,
+        outputs: ModelOutput,
+        model_kwargs: dict[str, Any],
+        is_encoder_decoder: bool = False,
+        num_new_tokens: int = 1,
+    ) -> dict[str, Any]:
+        positions, mask = model_kwargs.pop("position_ids", None), model_kwargs.get("attention_mask")
+        if mask is not None and mask.dim() == 4:
+            model_kwargs.pop("attention_mask")
+        model_kwargs = super()._update_model_kwargs_for_generation(
+            outputs, model_kwargs, is_encoder_decoder, num_new_tokens
+        )
+        if positions is not None:
+            model_kwargs["position_ids"] = continued(positions, num_new_tokens)
+        if mask is not None and mask.dim() == 4:  # the next token sees what the last one did, and itself
+            for _ in range(num_new_tokens):
+                row = F.pad(mask[:, :, -1:], (0, 1), value=False)
+                mask = torch.cat((F.pad(mask, (0, 1), value=True), row), dim=2)
+            model_kwargs["attention_mask"] = mask
+        return model_kwargs
+
+    def create_masks_for_generate(self, *, attention_mask: Tensor | None, **kwargs: Any) -> Tensor | None:
+        """Left to `forward`, which makes the same mask for every kind of cache."""
+        return attention_mask
