@@ -271,17 +271,16 @@ class ChatGLM6BForConditionalGeneration(CausalLM, ChatGLM6BPreTrainedModel, Gene
             raise ValueError("give position_ids [b, 2, s] beside inputs_embeds; ChatGLM-6B reads positions off the ids")
         return two_dimensional_positions(self.config, ids, mask if mask is not None and mask.dim() == 2 else None)
 
-    @staticmethod
     def _expand_inputs_for_generation(
-        expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **model_kwargs: Any
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor | None, dict[str, Any]]:
-        positions = model_kwargs.pop("position_ids", None)
-        input_ids, model_kwargs = GenerationMixin._expand_inputs_for_generation(
-            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        positions = kwargs.pop("position_ids", None)
+        input_ids, kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
         )
         if positions is not None:
-            model_kwargs["position_ids"] = positions.repeat_interleave(expand_size, dim=0)
-        return input_ids, model_kwargs
+            kwargs["position_ids"] = positions.repeat_interleave(expand_size, dim=0)
+        return input_ids, kwargs
 
     def _update_model_kwargs_for_generation(
         self,
