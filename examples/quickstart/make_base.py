@@ -4,7 +4,7 @@ It learns to chat in ChatGLM2's prompt format: to find triples of the BASE world
 relations by new names that the prompt gives, and to repeat what it is told. What it is fine-tuned for later (the TASK
 world's relations and sentences) it never sees: only the characters of that world, as text to repeat.
 
-    python -m examples.quickstart.make_base [--steps 9000]     # writes examples/quickstart/base
+    python -m examples.quickstart.make_base [--steps 8000]     # writes examples/quickstart/base
 """
 
 import argparse
@@ -112,7 +112,7 @@ def example(rng: random.Random, names: list[str], characters: str, tokenizer: Ch
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--folder", type=Path, default=HERE)

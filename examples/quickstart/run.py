@@ -19,11 +19,11 @@ RECIPES = {
     "lora": [
         *("--lora_dim", "16", "--lora_alpha", "32", "--lora_dropout", "0"),
         *("--lora_module_name", "query_key_value,dense,dense_h_to_4h,dense_4h_to_h"),
-        *("--learning_rate", "3e-3", "--max_steps", "400"),
+        *("--learning_rate", "3e-3", "--max_steps", "600"),
     ],
     "ptuning": [
-        *("--pre_seq_len", "32", "--prefix_projection", "True"),
-        *("--learning_rate", "5e-3", "--max_steps", "800"),
+        *("--pre_seq_len", "64", "--prefix_projection", "False"),
+        *("--learning_rate", "1e-1", "--weight_decay", "0", "--max_steps", "800"),
     ],
 }
 SHOWN = 3

@@ -4,13 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from glmft.errors import CheckpointError
 from glmft.tuners.base import ADAPTER_WEIGHTS, Tuner, load_checked, load_named, train_only
-
-INITIAL_DEVIATION = 0.02
 
 
 @dataclass
@@ -36,14 +33,11 @@ class Prefix(Tuner):
         return model
 
 
-@torch.no_grad()
 def initialise(encoder: nn.Module) -> None:
-    """Fill in every value: matrices normal with deviation 0.02, biases zero."""
-    for parameter in encoder.parameters():
-        if parameter.dim() > 1:
-            parameter.normal_(0.0, INITIAL_DEVIATION)
-        else:
-            parameter.zero_()
+    """Fill in every value as the official code does: torch's own defaults, so a standard normal embedding."""
+    for module in encoder.modules():
+        if isinstance(module, nn.Embedding | nn.Linear):
+            module.reset_parameters()
 
 
 def put_prefix(model: nn.Module, file: Path) -> None:
