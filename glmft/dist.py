@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -61,14 +60,12 @@ def choose_dtype(dtype: str, device: Any) -> Any:
 
 
 def start(device: str = "auto", dtype: str = "auto") -> World:
-    """Join the other ranks; without a launcher, be a world of one on a free port."""
+    """Join the other ranks; without a launcher, be a world of one, which needs no port."""
     chosen = choose_device(device)
     number_format = choose_dtype(dtype, chosen)
-    if "RANK" not in os.environ:
-        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update(alone, MASTER_PORT=str(_free_port()))
     if chosen.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
     # Old names of collectives inside DeepSpeed: nothing that a user could mend.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import deepspeed
@@ -79,21 +76,17 @@ def start(device: str = "auto", dtype: str = "auto") -> World:
         torch.cuda.set_device(chosen)
     else:
         deepspeed.ops.__compatible_ops__ = {}  # read by one thing only: the compiled shared-memory collective
-    if not torch.distributed.is_initialized():
-        deepspeed.init_distributed("nccl" if chosen.type == "cuda" else "gloo", verbose=False)
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    if "RANK" not in os.environ and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group(backend, rank=0, world_size=1, store=torch.distributed.HashStore())
+    deepspeed.init_distributed(backend, verbose=False)
     return World(
         torch.distributed.get_rank(),
-        int(os.environ.get("LOCAL_RANK", 0)),
+        int(os.environ["LOCAL_RANK"]),
         torch.distributed.get_world_size(),
         chosen,
         number_format,
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def barrier() -> None:

@@ -122,3 +122,17 @@ def test_train_predict_merge_predict(uneven, tmp_path):
         answers.append((folder / "generated_predictions.txt").read_text(encoding="utf-8"))
     assert answers[0] == answers[1]
     assert len(answers[0].splitlines()) == 10
+
+
+def test_training_in_a_notebooks_process_leaves_no_rank_behind(uneven, tmp_path):
+    """Twice in one process, and a launcher started from it is not mistaken for a rank."""
+    code = f"""
+import os, glmft
+for step in (1, 2):
+    glmft.train(glmft.TrainConfig(train_path={str(uneven)!r}, max_steps=step, max_len=512, output_dir={str(tmp_path)!r} + f"/{{step}}"))
+print("left:", [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name in os.environ])
+"""
+    done = launch([sys.executable, "-c", code])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "left: []"
+    assert len(losses(tmp_path / "1")) == len(losses(tmp_path / "2")) == 1
