@@ -1,5 +1,6 @@
 """ChatGLM3-6B: each message stands behind a role token."""
 
+import re
 from typing import Any
 
 from glmft.tokenizers.base import ChatGLMTokenizer
@@ -8,6 +9,12 @@ ROLES = ("system", "user", "assistant", "observation")
 
 
 class ChatGLM3Tokenizer(ChatGLMTokenizer):
+    """
+    Args:
+        encode_special_tokens: `tokenize` and calls of the tokenizer read role tokens out of the text, as the official
+            class does then. Prompts for chat and training are never made that way.
+    """
+
     family = "glm3"
     special_tokens = (*ChatGLMTokenizer.special_tokens, *(f"<|{role}|>" for role in ROLES))
 
@@ -15,6 +22,17 @@ class ChatGLM3Tokenizer(ChatGLMTokenizer):
         self.encode_special_tokens = encode_special_tokens
         kwargs.setdefault("clean_up_tokenization_spaces", False)
         super().__init__(vocab_file, **kwargs)
+
+    def tokenize(self, text: str, **kwargs: Any) -> list[str]:
+        if not self.encode_special_tokens:
+            return super().tokenize(text)
+        parts = re.split(f"({'|'.join(re.escape(f'<|{role}|>') for role in ROLES)})", text)
+        return [
+            piece
+            for i, part in enumerate(parts)
+            if part
+            for piece in ([part] if i % 2 else self.sp.encode_as_pieces(part))
+        ]
 
     def _convert_id_to_token(self, index: int) -> str:
         return self.special_texts.get(index) or super()._convert_id_to_token(index)
