@@ -124,7 +124,7 @@ def train_step(engine: Any, micro_batches: list[Batch], targets: Tensor, world: 
 def make_batch(data: Sequence[Example], rows: list[int], window: list[int], job: Job) -> Batch:
     """A micro-batch on this rank's device. A rank left without records runs one of the window's, unsupervised."""
     examples = [data[i] for i in rows or window[:1]]
-    return to_device(collate(examples, job.tokenizer.pad_token_id, supervise=bool(rows)), job.world.device)
+    return to_device(collate(examples, job.tokenizer, supervise=bool(rows)), job.world.device)
 
 
 def count_targets(micro_batches: list[Batch], world: World) -> Tensor:

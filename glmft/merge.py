@@ -29,14 +29,13 @@ def merge(config: MergeConfig) -> Path:
 
     import torch
 
-    from glmft.models.loading import load_config, load_model, read_tensors
+    from glmft.models.loading import load_config, load_model, stored_dtype
     from glmft.tokenizers.loading import load_tokenizer
     from glmft.tuners.lora import Lora
 
     base_config = load_config(place.base, config.mode)
-    name = "transformer.embedding.word_embeddings.weight"
-    dtype = read_tensors(place.base, [name])[name].dtype
-    model = Lora(0, 0, 0, "").load(load_model(base_config, place.base, dtype), place.adapter)
+    model = load_model(base_config, place.base, stored_dtype(place.base))
+    model = Lora(0, 0, 0, "").load(model, place.adapter)
     with torch.no_grad():
         merged = model.merge_and_unload(safe_merge=True)
     try:

@@ -35,6 +35,31 @@ def tokenizer(tmp_path_factory):
     return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
+@pytest.fixture(scope="session")
+def vocabularies() -> dict[str, bytes]:
+    """A sentencepiece model in the official form for each family, trained on the spot."""
+    from examples.official_layout import CONFIGS, sentencepiece_model
+    from examples.quickstart.make_base import corpus, world_characters
+
+    return {family: sentencepiece_model(family, corpus(), world_characters()) for family in CONFIGS}
+
+
+@pytest.fixture(scope="session")
+def official_folders(vocabularies, tmp_path_factory) -> dict[str, Path]:
+    """A small checkpoint in the official layout for each family: sharded .bin files of float16. Not to be changed."""
+    from examples.official_layout import SMALL, make_checkpoint
+
+    root = tmp_path_factory.mktemp("official")
+    return {f: make_checkpoint(root / f, f, v, SMALL[f], max_shard_size="150KB") for f, v in vocabularies.items()}
+
+
+@pytest.fixture(scope="session")
+def glm_tokenizer(official_folders):
+    from glmft.tokenizers.loading import load_tokenizer
+
+    return load_tokenizer(official_folders["glm"])
+
+
 @pytest.fixture
 def tiny_config():
     """Makes a small ChatGLM2 configuration; keyword arguments replace parts of it."""

@@ -8,18 +8,17 @@ world's relations and sentences) it never sees: only the characters of that worl
 """
 
 import argparse
-import io
 import json
 import random
 import re
 import time
 from pathlib import Path
 
-import sentencepiece
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 import glmft  # noqa: F401 (registers the model type)
+from examples.official_layout import sentencepiece_model
 from examples.quickstart import sentences
 from glmft.models.chatglm2 import ChatGLM2ForConditionalGeneration
 from glmft.models.configuration import ChatGLM2Config
@@ -46,31 +45,17 @@ def world_characters() -> str:
     return "".join(sorted({c for c in text if ord(c) > 127} | set("_\\n=")))
 
 
-def make_tokenizer(folder: Path) -> ChatGLM2Tokenizer:
-    """A sentencepiece model of the official form: BPE, byte fallback, split digits, identity normalisation.
-
-    Only prompts are merged into longer pieces; the characters of sentences stay single.
-    """
-    characters = world_characters()
+def corpus() -> list[str]:
+    """What longer pieces are learned from: prompts. The characters of sentences stay single."""
     prompt = ChatGLM2Tokenizer.build_prompt(None, "", [])
-    instructions = [*INSTRUCTIONS, RENAME_INSTRUCTION, REPEAT_INSTRUCTION]
-    corpus = [prompt.replace("\n", " ")] * 50 + instructions * 20
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=3 + 256 + len(set(characters) | set("".join(corpus)) - {" "}) + 1 + 40,
-        required_chars=characters,
-        byte_fallback=True,
-        split_digits=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        character_coverage=1.0,
-        minloglevel=2,
-    )
+    return [prompt.replace("\n", " ")] * 50 + [*INSTRUCTIONS, RENAME_INSTRUCTION, REPEAT_INSTRUCTION] * 20
+
+
+def make_tokenizer(folder: Path) -> ChatGLM2Tokenizer:
+    """A ChatGLM2 tokenizer whose sentencepiece model is of the official form."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    vocabulary = sentencepiece_model("glm2", corpus(), world_characters())
+    (folder / "tokenizer.model").write_bytes(vocabulary)
     names = {"name_or_path": "glmft/tiny-chatglm2", "tokenizer_class": "ChatGLMTokenizer", "glmft_family": "glm2"}
     (folder / "tokenizer_config.json").write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
     return ChatGLM2Tokenizer.from_pretrained(folder)

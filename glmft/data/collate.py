@@ -11,8 +11,10 @@ from glmft.data.encode import Example
 IGNORED = -100
 
 
-def collate(examples: Sequence[Example], pad_id: int, supervise: bool = True) -> dict[str, Tensor]:
+def collate(examples: Sequence[Example], tokenizer: Any, supervise: bool = True) -> dict[str, Tensor]:
     """Pad on the right. Causal attention never looks there, so no mask is needed and the fast kernels apply.
+
+    ChatGLM-6B, which is not causal, gets its mask and positions [b, 2, s] from here: on the host, where the ids are.
 
     Args:
         supervise: False gives a micro-batch without any label, for a rank that has no record left in a window.
@@ -22,7 +24,7 @@ def collate(examples: Sequence[Example], pad_id: int, supervise: bool = True) ->
         indices of the tokens whose successor has a label.
     """
     longest = max(len(e.ids) for e in examples)
-    ids = torch.full((len(examples), longest), pad_id)
+    ids = torch.full((len(examples), longest), tokenizer.pad_token_id)
     labels = torch.full((len(examples), longest), IGNORED)
     positions: list[int] = []
     for row, example in enumerate(examples):
@@ -31,7 +33,18 @@ def collate(examples: Sequence[Example], pad_id: int, supervise: bool = True) ->
         if supervise:
             labels[row, prompt:length] = ids[row, prompt:length]
             positions += range(row * longest + prompt - 1, row * longest + length - 1)
-    return {"input_ids": ids, "labels": labels, "loss_positions": torch.tensor(positions, dtype=torch.long)}
+    batch = {"input_ids": ids, "labels": labels, "loss_positions": torch.tensor(positions, dtype=torch.long)}
+    return batch | two_dimensional(examples, tokenizer, longest) if tokenizer.family == "glm" else batch
+
+
+def two_dimensional(examples: Sequence[Example], tokenizer: Any, longest: int) -> dict[str, Tensor]:
+    """attention_mask [b, s], 1 = real, and position_ids [b, 2, s]."""
+    mask = torch.zeros(len(examples), longest, dtype=torch.long)
+    positions = torch.zeros(len(examples), 2, longest, dtype=torch.long)
+    for row, example in enumerate(examples):
+        mask[row, : len(example.ids)] = 1
+        positions[row, :, : len(example.ids)] = torch.tensor(tokenizer.positions(example.ids))
+    return {"attention_mask": mask, "position_ids": positions}
 
 
 def to_device(batch: dict[str, Tensor], device: Any) -> dict[str, Tensor]:

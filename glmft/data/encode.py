@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glmft.data.formats import Record
-from glmft.data.templates import answer_ids, cue_length, prompt_ids
+from glmft.data.templates import answer_ids, cue_length, prompt_ids, unsupervised_length
 from glmft.errors import DataError
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row for the model: prompt and answer ids, and how many of the first are prompt (label -100)."""
+    """One row for the model: prompt and answer ids, and how many of the first have no label (-100)."""
 
     ids: list[int]
     prompt_length: int
@@ -77,11 +77,12 @@ def encode_records(
             report.dropped += 1
             continue
         ids = [*prompt, *answer[:room], tokenizer.eos_token_id]
-        examples.append(Example(ids, len(prompt), record.place))
+        without_label = unsupervised_length(tokenizer, prompt)
+        examples.append(Example(ids, without_label, record.place))
         report.cut_prompt += cut_prompt
         report.cut_answer += cut_answer
         report.empty_answers += not record.answer
-        report.supervised += len(ids) - len(prompt)
+        report.supervised += len(ids) - without_label
         report.lengths.append(len(ids))
     if not examples:
         raise DataError(f"all {report.read} records are longer than --max_len {max_len} or --max_src_len {max_src_len}")

@@ -8,9 +8,7 @@ from typing import Any
 
 def prompt_ids(tokenizer: Any, query: str) -> list[int]:
     """The official prompt of the tokenizer's family for one question, up to the answer's cue."""
-    if tokenizer.family == "glm2":
-        return tokenizer.prefix_ids + tokenizer.encode_text(tokenizer.build_prompt(query))
-    return [*tokenizer.prefix_ids, *tokenizer.build_single_message("user", "", query), _assistant(tokenizer)]
+    return tokenizer.chat_ids([{"role": "user", "content": query}])
 
 
 def answer_ids(tokenizer: Any, answer: str) -> list[int]:
@@ -19,8 +17,15 @@ def answer_ids(tokenizer: Any, answer: str) -> list[int]:
     return head + tokenizer.encode_text(answer)
 
 
+def unsupervised_length(tokenizer: Any, prompt: list[int]) -> int:
+    """How many of the prompt's tokens have no label: all, but ChatGLM-6B learns to open an answer with `<sop>`."""
+    return len(prompt) - (tokenizer.family == "glm")
+
+
 def cue_length(tokenizer: Any, prompt: list[int]) -> int:
     """How many tokens at the prompt's end are the answer's cue, which a cut must keep."""
+    if tokenizer.family == "glm":
+        return len(tokenizer.prefix_ids)
     if tokenizer.family == "glm3":
         return 1
     newline = tokenizer.convert_tokens_to_ids("<0x0A>")  # the cue is two line breaks, then the answer's mark
@@ -32,7 +37,3 @@ def answer_text(tokenizer: Any, ids: list[int]) -> str:
     if tokenizer.eos_token_id in ids:
         ids = ids[: ids.index(tokenizer.eos_token_id)]
     return tokenizer.decode(ids, skip_special_tokens=True).strip()
-
-
-def _assistant(tokenizer: Any) -> int:
-    return tokenizer.convert_tokens_to_ids("<|assistant|>")

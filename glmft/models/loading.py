@@ -20,6 +20,7 @@ MODELS = {
     "glm2": (ChatGLM2Config, ChatGLM2ForConditionalGeneration),
     "glm3": (ChatGLM2Config, ChatGLM2ForConditionalGeneration),
 }
+EMBEDDINGS = ("transformer.embedding.word_embeddings.weight", "transformer.word_embeddings.weight")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 
@@ -134,6 +135,11 @@ def read_tensors(folder: Path, names: Iterable[str]) -> dict[str, Tensor]:
     return found
 
 
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The number format of a folder's weights, as its embedding has it."""
+    return next(iter(read_tensors(folder, EMBEDDINGS).values())).dtype
+
+
 def fingerprint(folder: str | Path) -> str:
     """A short hash over what makes a base model itself: its shape and a fixed sample of its numbers.
 
@@ -145,9 +151,11 @@ def fingerprint(folder: str | Path) -> str:
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
     last = (raw.get("num_layers") or 1) - 1
     names = [
-        "transformer.embedding.word_embeddings.weight",
+        *EMBEDDINGS,
         "transformer.encoder.layers.0.self_attention.query_key_value.weight",
         f"transformer.encoder.layers.{last}.mlp.dense_4h_to_h.weight",
+        "transformer.layers.0.attention.query_key_value.weight",
+        f"transformer.layers.{last}.mlp.dense_4h_to_h.weight",
     ]
     for name, tensor in sorted(read_tensors(folder, names).items()):
         digest.update(name.encode())

@@ -2,8 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from sentencepiece import SentencePieceProcessor
 from transformers import PreTrainedTokenizer
@@ -12,30 +13,34 @@ from transformers.utils import PaddingStrategy
 from glmft.errors import ConfigError
 from glmft.family import FAMILY_KEY, family_of_folder
 
+Message = dict[str, Any]
+
 
 class ChatGLMTokenizer(PreTrainedTokenizer):
     """The name that official folders record. `from_pretrained` returns the class of the family that the folder holds.
 
+    Text comes in by two ways. A call of the tokenizer is the official one, quirks included. `encode_text` and
+    `chat_ids` put special tokens in by id alone: what a user writes stays text.
+
     Args:
         vocab_file: the sentencepiece model.
-        encode_special_tokens: accepted for the official signature; text that spells a special token stays text.
     """
 
     vocab_files_names = {"vocab_file": "tokenizer.model"}
     model_input_names = ["input_ids", "attention_mask", "position_ids"]
     padding_side = "left"
+    # Those that stand behind the sentencepiece vocabulary, in the order of their ids.
     special_tokens: tuple[str, ...] = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
+    named_tokens: ClassVar[dict[str, str]] = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
     family: str
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> "ChatGLMTokenizer":
         if cls is not ChatGLMTokenizer:
             return super().from_pretrained(folder, *args, **kwargs)
-        from glmft.tokenizers.loading import tokenizer_class
+        from glmft.tokenizers.loading import TOKENIZERS
 
-        return tokenizer_class(family_of_folder(folder, kwargs.pop("mode", None))).from_pretrained(
-            folder, *args, **kwargs
-        )
+        return TOKENIZERS[family_of_folder(folder, kwargs.pop("mode", None))].from_pretrained(folder, *args, **kwargs)
 
     def __init__(self, vocab_file: str, padding_side: str = "left", **kwargs: Any):
         if not Path(vocab_file).is_file():
@@ -47,9 +52,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             raise ConfigError(f"{vocab_file}: is no sentencepiece model; copy the official one again") from None
         self.special_ids = {token: self.sp.vocab_size() + i for i, token in enumerate(self.special_tokens)}
         self.special_texts = {i: token for token, i in self.special_ids.items()}
-        for name in ("eos_token", "unk_token", "pad_token"):
-            kwargs.pop(name, None)
-        super().__init__(padding_side=padding_side, eos_token="</s>", unk_token="<unk>", pad_token="<unk>", **kwargs)
+        super().__init__(padding_side=padding_side, **{**kwargs, **self.named_tokens})
 
     @property
     def vocab_size(self) -> int:
@@ -116,10 +119,10 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         padding_side: str | None = None,
         return_attention_mask: bool | None = None,
     ) -> dict[str, Any]:
-        """Also gives position_ids: 0, 1, ... over the real tokens and 0 on padding."""
+        """Also gives position_ids: those of the row without padding, and 0 on padding."""
         ids = encoded_inputs["input_ids"]
         encoded_inputs.setdefault("attention_mask", [1] * len(ids))
-        encoded_inputs.setdefault("position_ids", list(range(len(ids))))
+        encoded_inputs.setdefault("position_ids", self.positions(ids))
         if padding_strategy == PaddingStrategy.LONGEST:
             max_length = len(ids)
         if padding_strategy == PaddingStrategy.DO_NOT_PAD or max_length is None:
@@ -127,14 +130,85 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         if pad_to_multiple_of:
             max_length = -(-max_length // pad_to_multiple_of) * pad_to_multiple_of
         missing = max_length - len(ids)
+        left = (padding_side or self.padding_side) == "left"
+
+        def padded(row: list[Any], filler: int) -> list[Any]:
+            if row and isinstance(row[0], list):
+                return [padded(part, filler) for part in row]
+            return [filler] * missing + list(row) if left else list(row) + [filler] * missing
+
         for key, filler in (("input_ids", self.pad_token_id), ("attention_mask", 0), ("position_ids", 0)):
-            padding, row = [filler] * missing, list(encoded_inputs[key])
-            left = (padding_side or self.padding_side) == "left"
-            encoded_inputs[key] = padding + row if left else row + padding
+            encoded_inputs[key] = padded(encoded_inputs[key], filler)
         return encoded_inputs
 
+    def positions(self, ids: list[int]) -> list[Any]:
+        """Position ids of a row without padding: 0, 1, ..."""
+        return list(range(len(ids)))
+
+    def chat_ids(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+        """The official prompt of a conversation.
+
+        Args:
+            messages: `role` and `content` each.
+            add_generation_prompt: end with the cue of the assistant's answer.
+
+        Raises:
+            ValueError: a conversation that the family cannot express.
+        """
+        raise NotImplementedError
+
+    def with_tools(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> Sequence[Message]:
+        """The messages with descriptions of tools in them. Raises ValueError for a family that knows none."""
+        if tools:
+            raise ValueError(f"{self.family} knows no tools; use a glm3 model")
+        return messages
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Message] | Sequence[Sequence[Message]],
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = False,
+        tokenize: bool = True,
+        padding: bool | str = False,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+        return_dict: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """As transformers' method of this name, with the official prompt of the family in place of a template.
+
+        Args:
+            conversation: messages of `role` and `content`, or several such lists.
+            tools: descriptions of functions, for families that know tools.
+            tokenize: give ids; if False, the text of them, in which special tokens are written out.
+        """
+        batched = bool(conversation) and not isinstance(conversation[0], dict)
+        chats = conversation if batched else [conversation]
+        rows = [self.chat_ids(self.with_tools(chat, tools), add_generation_prompt) for chat in chats]
+        if not tokenize:
+            texts = [self.written(row) for row in rows]
+            return texts if batched else texts[0]
+        together = batched or return_tensors is not None
+        encoded = self.pad(
+            {"input_ids": rows if together else rows[0]}, padding, max_length, return_tensors=return_tensors
+        )
+        return encoded if return_dict else encoded["input_ids"]
+
+    def written(self, ids: Sequence[int]) -> str:
+        """The text of ids, with special tokens written out."""
+        text, plain = "", []
+        for i in [*ids, None]:
+            if i is not None and i not in self.special_texts:
+                plain.append(i)
+            else:
+                text += self.decode(plain) + self.special_texts.get(i, "")
+                plain = []
+        return text
+
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
-        target = Path(save_directory) / ((f"{filename_prefix}-" if filename_prefix else "") + "tokenizer.model")
+        target = Path(save_directory) / (
+            (f"{filename_prefix}-" if filename_prefix else "") + self.vocab_files_names["vocab_file"]
+        )
         if Path(self.vocab_file).resolve() != target.resolve():
             shutil.copyfile(self.vocab_file, target)
         return (str(target),)
@@ -148,3 +222,20 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         config.pop("added_tokens_decoder", None)
         path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         return saved
+
+
+def rounds_of(messages: Sequence[Message], family: str) -> tuple[list[tuple[str, str]], str | None]:
+    """Rounds of (question, answer), and the question that is still open, if the last message is one.
+
+    Raises:
+        ValueError: messages that are not of user and assistant in turn.
+    """
+    expected = ["user", "assistant"] * len(messages)
+    for i, (message, role) in enumerate(zip(messages, expected, strict=False)):
+        if message.get("role") != role:
+            raise ValueError(f"message {i} has role {message.get('role')!r}; {family} takes user and assistant in turn")
+    texts = [message.get("content") or "" for message in messages]
+    if not texts:
+        raise ValueError("the conversation is empty")
+    rounds = list(zip(texts[::2], texts[1::2], strict=False))
+    return rounds, texts[-1] if len(texts) % 2 else None

@@ -1,11 +1,16 @@
 """ChatGLM3-6B: each message stands behind a role token."""
 
+import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from glmft.tokenizers.base import ChatGLMTokenizer
+from transformers import BatchEncoding
+
+from glmft.tokenizers.base import ChatGLMTokenizer, Message
 
 ROLES = ("system", "user", "assistant", "observation")
+TOOLS_SENTENCE = "Answer the following questions as best as you can. You have access to the following tools:"
 
 
 class ChatGLM3Tokenizer(ChatGLMTokenizer):
@@ -46,3 +51,27 @@ class ChatGLM3Tokenizer(ChatGLMTokenizer):
         if role not in ROLES:
             raise ValueError(f"role {role!r} is none of {', '.join(ROLES)}")
         return [self.special_ids[f"<|{role}|>"], *self.encode_text(f"{metadata}\n"), *self.encode_text(message)]
+
+    def build_chat_input(
+        self, query: str, history: Sequence[Message] | None = None, role: str = "user"
+    ) -> BatchEncoding:
+        """The official chat input as tensors [1, s]: the history, the query, and the assistant's role token."""
+        ids = self.chat_ids([*(history or []), {"role": role, "content": query}])
+        return self.pad({"input_ids": [ids]}, return_tensors="pt")
+
+    def chat_ids(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+        """A message may also have `metadata` (an assistant's tool) and, of role system, `tools`."""
+        ids = list(self.prefix_ids)
+        for message in messages:
+            content = message.get("content") or ""
+            if message["role"] == "system" and "tools" in message:
+                content += "\n" + json.dumps(message["tools"], indent=4, ensure_ascii=False)
+            ids += self.build_single_message(message["role"], message.get("metadata") or "", content)
+        return [*ids, self.special_ids["<|assistant|>"]] if add_generation_prompt else ids
+
+    def with_tools(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> Sequence[Message]:
+        if not tools:
+            return messages
+        if messages and messages[0]["role"] == "system":
+            return [{**messages[0], "tools": tools}, *messages[1:]]
+        return [{"role": "system", "content": TOOLS_SENTENCE, "tools": tools}, *messages]

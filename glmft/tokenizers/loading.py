@@ -5,17 +5,15 @@ from pathlib import Path
 from glmft.errors import ConfigError
 from glmft.family import family_of_folder
 from glmft.tokenizers.base import ChatGLMTokenizer
+from glmft.tokenizers.chatglm import ChatGLM6BTokenizer
 from glmft.tokenizers.chatglm2 import ChatGLM2Tokenizer
 from glmft.tokenizers.chatglm3 import ChatGLM3Tokenizer
 
-TOKENIZERS: dict[str, type[ChatGLMTokenizer]] = {"glm2": ChatGLM2Tokenizer, "glm3": ChatGLM3Tokenizer}
-
-
-def tokenizer_class(family: str) -> type[ChatGLMTokenizer]:
-    """Raises ConfigError for a family without a tokenizer in this version."""
-    if family not in TOKENIZERS:
-        raise ConfigError(f"family {family}: this version has tokenizers for {', '.join(TOKENIZERS)} only")
-    return TOKENIZERS[family]
+TOKENIZERS: dict[str, type[ChatGLMTokenizer]] = {
+    "glm": ChatGLM6BTokenizer,
+    "glm2": ChatGLM2Tokenizer,
+    "glm3": ChatGLM3Tokenizer,
+}
 
 
 def load_tokenizer(folder: str | Path, mode: str | None = None) -> ChatGLMTokenizer:
@@ -26,7 +24,7 @@ def load_tokenizer(folder: str | Path, mode: str | None = None) -> ChatGLMTokeni
         mode: the family, where the files do not tell.
     """
     family = family_of_folder(folder, mode)
-    kind = tokenizer_class(family)
+    kind = TOKENIZERS[family]
     name = kind.vocab_files_names["vocab_file"]
     places = [Path(folder), Path(folder) / "tokenizer"]
     place = next((p for p in places if (p / name).is_file()), None)

@@ -24,7 +24,7 @@ class Lora(Tuner):
 
     def problems(self, model: nn.Module) -> list[str]:
         linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-        valid = sorted({name.rsplit(".", 1)[-1] for name in linear} - {"output_layer"})
+        valid = sorted({name.rsplit(".", 1)[-1] for name in linear} - {"output_layer", "lm_head"})
         return [
             f"--lora_module_name {name}: matches no linear module; valid names are {', '.join(valid)}"
             for name in split_names(self.lora_module_name) or ["(empty)"]

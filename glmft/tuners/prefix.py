@@ -21,7 +21,7 @@ class Prefix(Tuner):
         model.config.prefix_projection = self.prefix_projection
         model.transformer.add_prefix_encoder()
         encoder = model.transformer.prefix_encoder
-        encoder.to(model.transformer.output_layer.weight.device)
+        encoder.to(model.get_input_embeddings().weight.device)
         initialise(encoder)
         train_only(model, {n for n, _ in model.named_parameters() if "prefix_encoder." in n})
         return model

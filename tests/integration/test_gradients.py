@@ -27,7 +27,7 @@ def by_hand(path, size: int, tuner_flags: dict) -> dict[str, torch.Tensor]:
     chosen = [examples[i] for i in window]
     targets = sum(len(e.ids) - e.prompt_length for e in chosen)
     for example in chosen:
-        batch = collate([example], 0)
+        batch = collate([example], tokenizer)
         logits = model(input_ids=batch["input_ids"]).logits[0, :-1].float()
         loss = torch.nn.functional.cross_entropy(logits, batch["labels"][0, 1:], reduction="sum") / targets
         loss.backward()
