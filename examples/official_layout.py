@@ -160,13 +160,13 @@ def write_tokenizer(folder: Path, family: str, vocabulary: bytes) -> dict[str, i
     (folder / VOCABULARY_FILES[family]).write_bytes(vocabulary)
     write_json(folder / "tokenizer_config.json", tokenizer_config(family))
     sp = sentencepiece.SentencePieceProcessor(model_proto=vocabulary)
-    if family != "glm":
-        return {"padded_vocab_size": -(-(sp.vocab_size() + 64) // 64) * 64}
-    ids = {"bos": "<sop>", "eos": "<eop>", "mask": "[MASK]", "gmask": "[gMASK]", "pad": "<pad>"}
-    return {
-        **{f"{name}_token_id": sp.piece_to_id(piece) for name, piece in ids.items()},
-        "vocab_size": -(-(sp.vocab_size() + 32) // 32) * 32,
-    }
+    size = "vocab_size" if family == "glm" else "padded_vocab_size"
+    official, needed = CONFIGS[family][size], -(-(sp.vocab_size() + 64) // 64) * 64
+    keys = {size: official if 0.9 * official < needed <= official else needed}
+    if family == "glm":
+        ids = {"bos": "<sop>", "eos": "<eop>", "mask": "[MASK]", "gmask": "[gMASK]", "pad": "<pad>"}
+        keys |= {f"{name}_token_id": sp.piece_to_id(piece) for name, piece in ids.items()}
+    return keys
 
 
 def write_weights(

@@ -266,10 +266,9 @@ class ChatGLM6BForConditionalGeneration(CausalLM, ChatGLM6BPreTrainedModel, Gene
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
         ids = model_kwargs.get("input_ids", inputs_tensor)
-        mask = model_kwargs.get("attention_mask")
         if ids.is_floating_point() or not ids.shape[1]:
             raise ValueError("give position_ids [b, 2, s] beside inputs_embeds; ChatGLM-6B reads positions off the ids")
-        return two_dimensional_positions(self.config, ids, mask if mask is not None and mask.dim() == 2 else None)
+        return two_dimensional_positions(self.config, ids, model_kwargs.get("attention_mask"))
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
@@ -289,19 +288,12 @@ class ChatGLM6BForConditionalGeneration(CausalLM, ChatGLM6BPreTrainedModel, Gene
         is_encoder_decoder: bool = False,
         num_new_tokens: int = 1,
     ) -> dict[str, Any]:
-        positions, mask = model_kwargs.pop("position_ids", None), model_kwargs.get("attention_mask")
-        if mask is not None and mask.dim() == 4:
-            model_kwargs.pop("attention_mask")
+        positions = model_kwargs.pop("position_ids", None)
         model_kwargs = super()._update_model_kwargs_for_generation(
             outputs, model_kwargs, is_encoder_decoder, num_new_tokens
         )
         if positions is not None:
             model_kwargs["position_ids"] = continued(positions, num_new_tokens)
-        if mask is not None and mask.dim() == 4:  # the next token sees what the last one did, and itself
-            for _ in range(num_new_tokens):
-                row = F.pad(mask[:, :, -1:], (0, 1), value=False)
-                mask = torch.cat((F.pad(mask, (0, 1), value=True), row), dim=2)
-            model_kwargs["attention_mask"] = mask
         return model_kwargs
 
     def create_masks_for_generate(self, *, attention_mask: Tensor | None, **kwargs: Any) -> Tensor | None:

@@ -32,6 +32,8 @@ class ChatGLMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any):
         self._recorded = {k: v for k, v in kwargs.items() if k in ("_name_or_path", *_generation_keys())}
         super().__post_init__(**kwargs)
+        # The class of the official code: others (vLLM, official scripts) go by it, and never find ours.
+        self._recorded["architectures"] = self.architectures or ["ChatGLMModel"]
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """As official files are: every key that was loaded, defaults too, and `torch_dtype`, which their code reads."""

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from ranks import BASE, ROOT, free_port
+from ranks import BASE, ROOT, free_port, train
 
 import glmft
+from glmft.generation import answer
 
 BIN = Path(sys.executable).parent
 REFERENCE_FLAGS = [
@@ -53,6 +54,20 @@ def test_the_reference_command_line_runs_verbatim(tuner, uneven, tmp_path):
     assert (out / "checkpoint-4" / "manifest.json").is_file()
     model, tokenizer = glmft.load(out)
     assert model(**tokenizer("云川", return_tensors="pt")).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["glm", "glm3"])
+def test_every_tuner_trains_the_other_families(family, official_folders, uneven, tmp_path):
+    """Folders in the official layout, whose names in config.json tell the family; in one process each."""
+    for tuner, flags in REFERENCE_TUNERS.items():
+        flags = [flag.replace("layers.3.,", "") for flag in flags]
+        argv = ["--train_path", str(uneven), "--model_name_or_path", str(official_folders[family]), *flags]
+        argv += ["--mode", family, "--max_steps", "2", "--gradient_checkpointing", "--learning_rate", "1e-4"]
+        (tmp_path / tuner).mkdir()
+        codes, printed = train([*argv, "--output_dir", str(tmp_path / tuner / "out")], 1, tmp_path / tuner)
+        assert codes == [0], printed
+        model, tokenizer = glmft.load(tmp_path / tuner / "out", mode=family)
+        assert len(answer(model, tokenizer, ["云川", "岭溪泉"], max_new_tokens=4)) == 2
 
 
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from examples.official_layout import SMALL, VOCABULARY_FILES, make_checkpoint
 from glmft.errors import CheckpointError, ConfigError
 from glmft.models.loading import fingerprint, load_config, load_model, meta_model, read_tensors, weight_files
 
@@ -133,6 +134,7 @@ def test_every_official_key_survives_the_round_trip(model_folder):
     official.update(
         {
             "_name_or_path": "THUDM/chatglm2-6b",
+            "architectures": ["ChatGLMModel"],
             "auto_map": {"AutoModel": "modeling_chatglm.ChatGLMForConditionalGeneration"},
             "apply_query_key_layer_scaling": True,
             "fp32_residual_connection": False,
@@ -157,8 +159,45 @@ def test_the_meta_model_has_the_names_and_shapes_of_the_real_one(model_folder):
     assert all(t.is_meta for t in meta.values())
 
 
-@pytest.mark.parametrize("name", ["chatglm2-6b", "chatglm3-6b"])
-def test_names_at_full_depth_equal_the_official_index(name, shared):
+@pytest.mark.parametrize("name", ["chatglm-6b", "chatglm2-6b", "chatglm3-6b"])
+def test_names_and_size_at_full_depth_equal_the_official_index(name, shared):
     folder = shared / "official" / name
-    official = json.loads((folder / "pytorch_model.bin.index.json").read_text(encoding="utf-8"))["weight_map"]
-    assert meta_model(load_config(folder)).state_dict().keys() == official.keys()
+    official = json.loads((folder / "pytorch_model.bin.index.json").read_text(encoding="utf-8"))
+    config = load_config(folder)
+    if config.family == "glm":
+        config.vocab_size = 150528  # the index is of the first revision, with 20,000 image tokens
+    state = meta_model(config).state_dict()
+    assert state.keys() == official["weight_map"].keys()
+    # float16; the first generation counted its layer norms, which the second does not have in that form, in float32
+    sizes = {n: t.numel() * (4 if config.family == "glm" and "layernorm" in n else 2) for n, t in state.items()}
+    assert sum(sizes.values()) == official["metadata"]["total_size"]
+
+
+@pytest.mark.parametrize("name", ["chatglm-6b", "chatglm2-6b", "chatglm3-6b"])
+def test_the_generator_of_official_folders_writes_the_official_files(name, shared, tmp_path):
+    folder = shared / "official" / name
+    family = load_config(folder).family
+    file = VOCABULARY_FILES[family]
+    make_checkpoint(tmp_path / "made", family, (folder / file).read_bytes(), {**SMALL[family], "num_layers": 1})
+    for text in ("config.json", "tokenizer_config.json"):
+        ours, theirs = (json.loads((f / text).read_text(encoding="utf-8")) for f in (tmp_path / "made", folder))
+        changed = {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
+        assert changed <= {*SMALL[family], "num_layers"}
+    assert (tmp_path / "made" / file).read_bytes() == (folder / file).read_bytes()
+
+
+@pytest.mark.parametrize("family", ["glm", "glm2", "glm3"])
+def test_official_folders_load_and_come_back_with_every_name_and_byte(family, official_folders, tmp_path):
+    folder = official_folders[family]
+    stored: dict[str, torch.Tensor] = {}
+    for file in weight_files(folder):
+        stored |= torch.load(file, weights_only=True)
+    model = load_model(load_config(folder), folder, torch.float16)
+    model.save_pretrained(tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert again.keys() == stored.keys()
+    assert len(weight_files(folder)) > 1
+    for name, tensor in stored.items():
+        if "inv_freq" not in name:  # random numbers in these folders, fixed ones in the model
+            assert again[name].dtype == tensor.dtype
+            assert torch.equal(again[name], tensor), name
