@@ -54,6 +54,8 @@ def family_of_folder(folder: str | Path, mode: str | None = None) -> str:
     if mode is not None and mode not in FAMILIES:
         raise ConfigError(f"--mode {mode}: is none of {', '.join(FAMILIES)}")
     found = _recorded_family(folder)
+    if _is_glm4(folder):
+        raise ConfigError(f"{folder}: holds a GLM-4 model; glmft knows ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B")
     if found and mode and found != mode:
         raise ConfigError(f"--mode {mode}: {folder} holds a {found} model; give --mode {found} or another folder")
     if not (found or mode):
@@ -78,6 +80,12 @@ def _recorded_family(folder: Path) -> str | None:
     if "<|user|>" in str(tokenizer.get("chat_template", "")):
         return "glm3"
     return _family_of_name(tokenizer.get("name_or_path")) or _family_of_name(folder.name)
+
+
+def _is_glm4(folder: Path) -> bool:
+    """GLM-4-9B has ChatGLM2's layout, but a tokenizer that is no sentencepiece model."""
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    return "glm-4" in str(config.get("_name_or_path", "")).lower() or config.get("padded_vocab_size") == 151552
 
 
 def _family_of_name(name: Any) -> str | None:

@@ -46,7 +46,7 @@ def _generate(model: Any, tokenizer: Any, prompts: list[list[int]], max_new_toke
         **batch,
         do_sample=False,
         max_new_tokens=max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.stop_ids,
         pad_token_id=tokenizer.pad_token_id,
     )
     return ids[:, batch["input_ids"].shape[1] :].tolist()

@@ -1,5 +1,6 @@
 """Load a base model, a merged model or an adapter on its base, from the folder alone."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,8 @@ def load(
     number_format = choose_dtype(dtype, chosen)
     place = locate(path, base_model_path)
     config = load_config(place.base, mode)
+    if config.rope_line:
+        logging.getLogger("glmft").warning(config.rope_line)
     tokenizer = load_tokenizer(place.base, config.family)
     model = load_model(config, place.base, number_format, attn_implementation)
     if place.adapter:

@@ -8,8 +8,6 @@ from glmft.config import MergeConfig
 from glmft.errors import CheckpointError, ConfigError
 from glmft.loading import locate
 
-_TEXT_FILES = ("*.py", "*LICENSE*", "generation_config.json", "README*")
-
 
 def merge(config: MergeConfig) -> Path:
     """Write the merged model and return its folder. The inputs stay as they are.
@@ -47,15 +45,14 @@ def merge(config: MergeConfig) -> Path:
 
 def _write(model: object, tokenizer: object, base: Path, target: Path, max_shard_size: str) -> None:
     """Write aside, then rename: the target appears whole or not at all."""
+    from glmft.models.loading import copy_texts
+
     aside = target.parent / f".writing-{target.name}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     model.save_pretrained(aside, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(aside)
-    for pattern in _TEXT_FILES:
-        for path in base.glob(pattern):
-            if not (aside / path.name).exists():
-                shutil.copyfile(path, aside / path.name)
+    copy_texts(base, aside)
     if target.is_dir():
         target.rmdir()
     os.replace(aside, target)

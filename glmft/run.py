@@ -108,6 +108,8 @@ def prepare(config: TrainConfig, world: dist.World) -> tuple[Any, list[str]]:
         "base_fingerprint": fingerprint(place.base),
     }
     job = Job(config, deepspeed_config, world, tuner, base, tokenizer, plan, Path(config.output_dir))
+    if model_config.rope_line:
+        lines.append(model_config.rope_line)
     return (job, examples, model_config), [*lines, *report.lines()]
 
 

@@ -54,3 +54,9 @@ def test_a_broken_config_is_one_line(text, tmp_path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"config\.json"):
         family_of_folder(tmp_path)
+
+
+@pytest.mark.parametrize("config", [{"_name_or_path": "THUDM/glm-4-9b-chat"}, {"padded_vocab_size": 151552}])
+def test_glm_4_is_refused_by_name(config, tmp_path):
+    with pytest.raises(ConfigError, match="holds a GLM-4 model; glmft knows ChatGLM-6B"):
+        family_of_folder(folder(tmp_path, config), "glm3")

@@ -33,7 +33,6 @@ def cue_length(tokenizer: Any, prompt: list[int]) -> int:
 
 
 def answer_text(tokenizer: Any, ids: list[int]) -> str:
-    """The text of generated ids, up to the end token."""
-    if tokenizer.eos_token_id in ids:
-        ids = ids[: ids.index(tokenizer.eos_token_id)]
-    return tokenizer.decode(ids, skip_special_tokens=True).strip()
+    """The text of generated ids, up to what ends an answer."""
+    end = next((i for i, token in enumerate(ids) if token in tokenizer.stop_ids), len(ids))
+    return tokenizer.decode(ids[:end], skip_special_tokens=True).strip()

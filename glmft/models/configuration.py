@@ -90,6 +90,7 @@ class ChatGLM6BConfig(ChatGLMConfig):
     initializer_range: float = 0.02
 
     family: ClassVar[str] = "glm"
+    rope_line: ClassVar[str | None] = None
 
     def __post_init__(self, **kwargs: Any):
         super().__post_init__(**kwargs)
@@ -169,6 +170,18 @@ class ChatGLM2Config(ChatGLMConfig):
     def family(self) -> str | None:
         """`glm2`, `glm3`, or None where the folder does not say."""
         return getattr(self, FAMILY_KEY, None)
+
+    @property
+    def rope_line(self) -> str | None:
+        """Which of the two official formulas of `rope_ratio` is taken, to be told to the user; None without one."""
+        if self.rope_ratio == 1:
+            return None
+        taken = "divides the positions" if self.rope_scales_positions else "multiplies the rotary base"
+        other = "base" if self.rope_scales_positions else "positions"
+        return (
+            f"rope_ratio {self.rope_ratio:g} {taken}; if this checkpoint's code does it the other way, set "
+            f'"rope_ratio_scales": "{other}" in config.json'
+        )
 
     @property
     def rope_scales_positions(self) -> bool:

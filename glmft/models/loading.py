@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -161,3 +162,14 @@ def fingerprint(folder: str | Path) -> str:
         digest.update(name.encode())
         digest.update(tensor[-1, :256].float().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def copy_texts(base: Path, target: Path) -> None:
+    """Copy what an official folder holds beside weights, config and tokenizer: its code, licences, generation config.
+
+    Nothing in `target` is overwritten. The code is never run here; with it the folder loads in the official way too.
+    """
+    for pattern in ("*.py", "*LICENSE*", "generation_config.json", "README*"):
+        for path in base.glob(pattern):
+            if path.is_file() and not (target / path.name).exists():
+                shutil.copyfile(path, target / path.name)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizer
 from transformers.utils import PaddingStrategy
 
 from glmft.errors import ConfigError
-from glmft.family import FAMILY_KEY, family_of_folder
+from glmft.family import FAMILY_KEY, family_of_folder, read_json
 
 Message = dict[str, Any]
 
@@ -29,6 +29,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     vocab_files_names = {"vocab_file": "tokenizer.model"}
     model_input_names = ["input_ids", "attention_mask", "position_ids"]
     padding_side = "left"
+    recorded: ClassVar[dict[str, Any]] = {}  # the tokenizer_config.json that an instance was loaded with
     # Those that stand behind the sentencepiece vocabulary, in the order of their ids.
     special_tokens: tuple[str, ...] = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
     named_tokens: ClassVar[dict[str, str]] = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
@@ -37,7 +38,10 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     @classmethod
     def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> "ChatGLMTokenizer":
         if cls is not ChatGLMTokenizer:
-            return super().from_pretrained(folder, *args, **kwargs)
+            tokenizer = super().from_pretrained(folder, *args, **kwargs)
+            path = Path(folder) / "tokenizer_config.json"
+            tokenizer.recorded = read_json(path) if path.is_file() else {}
+            return tokenizer
         from glmft.tokenizers.loading import TOKENIZERS
 
         return TOKENIZERS[family_of_folder(folder, kwargs.pop("mode", None))].from_pretrained(folder, *args, **kwargs)
@@ -74,6 +78,11 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def get_command(self, token: str) -> int:
         """Id of a special token by its name, as the official code calls it."""
         return {"<bos>": 1, "<eos>": 2, "<pad>": 0}[token] if token.startswith("<b") else self.special_ids[token]
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Ids that end an answer."""
+        return [self.eos_token_id]
 
     def tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return self.sp.encode_as_pieces(text)
@@ -214,14 +223,20 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return (str(target),)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> tuple[str, ...]:
-        """As `PreTrainedTokenizer.save_pretrained`, under the class name that official folders record."""
-        saved = super().save_pretrained(save_directory, **kwargs)
-        path = Path(save_directory) / "tokenizer_config.json"
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config.update({"tokenizer_class": "ChatGLMTokenizer", FAMILY_KEY: self.family})
-        config.pop("added_tokens_decoder", None)
-        path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        return saved
+        """The sentencepiece model, and the tokenizer_config.json that was loaded, under the official class name.
+
+        Nothing is added that current transformers would: the official classes refuse to have their `eos_token` set.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {**self.recorded, **self.own_settings(), "tokenizer_class": "ChatGLMTokenizer"}
+        text = json.dumps({**config, FAMILY_KEY: self.family}, ensure_ascii=False, indent=2) + "\n"
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        return (str(folder / "tokenizer_config.json"), *self.save_vocabulary(str(folder)))
+
+    def own_settings(self) -> dict[str, Any]:
+        """What tokenizer_config.json must say so that loading it gives the same tokenizer."""
+        return {} if self.padding_side == "left" else {"padding_side": self.padding_side}
 
 
 def rounds_of(messages: Sequence[Message], family: str) -> tuple[list[tuple[str, str]], str | None]:

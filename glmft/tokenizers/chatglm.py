@@ -79,6 +79,11 @@ class ChatGLM6BTokenizer(ChatGLMTokenizer):
     def end_token_id(self) -> int:
         return self._convert_token_to_id(self.end_token)
 
+    def own_settings(self) -> dict[str, Any]:
+        tokens = {**self.named_tokens, "gmask_token": self.gmask_token, "end_token": self.end_token}
+        names = ("num_image_tokens", "do_lower_case", "remove_space")
+        return {**super().own_settings(), **tokens, **{name: getattr(self, name) for name in names}}
+
     def get_command(self, token: str) -> int:
         return self._convert_token_to_id(token)
 

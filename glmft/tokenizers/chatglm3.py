@@ -28,6 +28,11 @@ class ChatGLM3Tokenizer(ChatGLMTokenizer):
         kwargs.setdefault("clean_up_tokenization_spaces", False)
         super().__init__(vocab_file, **kwargs)
 
+    @property
+    def stop_ids(self) -> list[int]:
+        """Also the tokens that open the next message: inside a dialogue an answer ends with one of them."""
+        return [self.eos_token_id, self.special_ids["<|user|>"], self.special_ids["<|observation|>"]]
+
     def tokenize(self, text: str, **kwargs: Any) -> list[str]:
         if not self.encode_special_tokens:
             return super().tokenize(text)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from glmft.models.loading import copy_texts
 from glmft.tuners.base import Tuner, gather_named, train_only
 
 
@@ -24,6 +25,8 @@ class Full(Tuner):
 
     def save(self, model: nn.Module, state: dict[str, Tensor], folder: Path, base: dict[str, Any]) -> None:
         model.save_pretrained(folder, state_dict=state, max_shard_size="2GB")
+        if "base_model_name_or_path" in base:
+            copy_texts(Path(base["base_model_name_or_path"]), folder)
 
     def load(self, model: nn.Module, folder: Path) -> nn.Module:
         raise AssertionError("a full checkpoint is a model folder and is loaded as one")

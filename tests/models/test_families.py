@@ -1,0 +1,102 @@
+"""What transformers' own machinery does with a model of each family."""
+
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
+
+import glmft  # noqa: F401 (registers the Auto classes)
+from glmft.tokenizers.base import ChatGLMTokenizer
+
+FAMILIES = ["glm", "glm2", "glm3"]
+TEXTS = ["云川岭溪泉峰湖", "云川"]
+
+
+@pytest.fixture(params=FAMILIES)
+def folder(request, official_folders):
+    return official_folders[request.param]
+
+
+def parts(folder, **options):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def logits(model, batch):
+    with torch.no_grad():
+        return model(**batch).logits[batch["attention_mask"].bool()]
+
+
+def test_an_official_folder_goes_through_the_auto_classes(folder):
+    model, tokenizer = parts(folder)
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    assert isinstance(tokenizer, ChatGLMTokenizer)
+    assert logits(model, batch).isfinite().all()
+    assert model.generate(**batch, max_new_tokens=3, do_sample=False).shape[1] == batch["input_ids"].shape[1] + 3
+
+
+def test_device_map_auto(folder):
+    model, tokenizer = parts(folder, device_map="auto")
+    plain, _ = parts(folder)
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt").to(model.device)
+    torch.testing.assert_close(logits(model, batch), logits(plain.to(model.device), batch))
+    assert set(model._no_split_modules) <= {type(module).__name__ for module in model.modules()}
+
+
+def test_torch_compile(folder):
+    """The graph is captured and differentiated; no compiler is needed for that."""
+    model, tokenizer = parts(folder)
+    batch = dict(tokenizer(TEXTS[:1], return_tensors="pt"))
+    compiled = torch.compile(model, backend="aot_eager")
+    torch.testing.assert_close(logits(compiled, batch), logits(model, batch), atol=1e-5, rtol=1e-5)
+    gradients = []
+    for each in (model, compiled):
+        model.zero_grad()
+        each(**batch, labels=batch["input_ids"]).loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_sampling_is_repeatable(folder):
+    model, tokenizer = parts(folder)
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    answers = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        answers.append(model.generate(**batch, max_new_tokens=5, do_sample=True, top_p=0.9).tolist())
+    assert answers[0] == answers[1]
+
+
+def test_streamed_text_is_the_text_and_never_half_a_character(folder):
+    _, tokenizer = parts(folder)
+    text = "云川 word 𠮷野家😀、ok。\n尾"  # characters of several bytes that are no pieces
+    streamer = TextIteratorStreamer(tokenizer)
+    ids = tokenizer.encode_text(text)
+    assert len(ids) > len(text)
+    for i in ids:
+        streamer.put(torch.tensor([i]))
+    streamer.end()
+    chunks = list(streamer)
+    assert "".join(chunks) == tokenizer.decode(ids)
+    assert "\ufffd" not in "".join(chunks)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="flex attention is compiled, and no g++ is here")
+@pytest.mark.parametrize("prefix", [None, 3])
+def test_flex_attention_agrees(folder, prefix):
+    from transformers import AutoConfig
+
+    results = []
+    for backend in ("sdpa", "flex_attention"):
+        config = AutoConfig.from_pretrained(folder)
+        config.pre_seq_len = prefix
+        torch.manual_seed(0)
+        model, tokenizer = parts(folder, config=config, attn_implementation=backend)
+        if prefix:
+            torch.manual_seed(0)
+            model.transformer.prefix_encoder.embedding.reset_parameters()
+        results.append(logits(model, tokenizer(TEXTS, padding=True, return_tensors="pt")))
+    torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
