@@ -3,7 +3,7 @@ SEED ?= 1234
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: quickstart quickstart-ptuning test test-slow lint base
+.PHONY: quickstart quickstart-ptuning test test-slow test-oldest lint base
 
 # Makes .venv, fine-tunes the embedded tiny model with LoRA, merges, and shows answers before and after.
 quickstart: $(READY)
@@ -20,6 +20,10 @@ test: lint
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
+# All tests but the slow ones with the oldest transformers that setup.py allows; `make test` has the pinned one.
+test-oldest: .venv-oldest/.ready
+	.venv-oldest/bin/python -m pytest
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -33,4 +37,12 @@ $(READY): requirements.txt setup.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+.venv-oldest/.ready: requirements.txt setup.py
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+	  "transformers==$$(sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' setup.py)"
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@

@@ -18,7 +18,7 @@ setup(
     package_data={"glmft.ds_configs": ["*.json"], "glmft.examples.quickstart": ["*.json", "base/*"]},
     install_requires=[
         "torch>=2.6",
-        "transformers>=5.23,<6",
+        "transformers>=5.9,<6",
         "deepspeed>=0.19",
         "peft>=0.21",
         "accelerate>=1.0",

@@ -18,14 +18,15 @@ def _register_config(auto: ModuleType) -> None:
 
 
 def _register_models(auto: ModuleType) -> None:
-    from glmft.models.chatglm import ChatGLM6BForConditionalGeneration, ChatGLM6BModel
-    from glmft.models.chatglm2 import ChatGLM2ForConditionalGeneration, ChatGLM2Model
+    """`AutoModel` gives the model with its head, as the `auto_map` of official folders does."""
+    from glmft.models.chatglm import ChatGLM6BForConditionalGeneration
+    from glmft.models.chatglm2 import ChatGLM2ForConditionalGeneration
     from glmft.models.configuration import ChatGLM2Config, ChatGLM6BConfig
 
-    auto.AutoModel.register(ChatGLM6BConfig, ChatGLM6BModel, exist_ok=True)
-    auto.AutoModel.register(ChatGLM2Config, ChatGLM2Model, exist_ok=True)
-    auto.AutoModelForCausalLM.register(ChatGLM6BConfig, ChatGLM6BForConditionalGeneration, exist_ok=True)
-    auto.AutoModelForCausalLM.register(ChatGLM2Config, ChatGLM2ForConditionalGeneration, exist_ok=True)
+    models = {ChatGLM6BConfig: ChatGLM6BForConditionalGeneration, ChatGLM2Config: ChatGLM2ForConditionalGeneration}
+    for config, model in models.items():
+        for kind in (auto.AutoModel, auto.AutoModelForCausalLM, auto.AutoModelForSeq2SeqLM):
+            kind.register(config, model, exist_ok=True)
 
 
 def _register_tokenizers(auto: ModuleType) -> None:

@@ -22,8 +22,8 @@ MODELS = {
     "glm3": (ChatGLM2Config, ChatGLM2ForConditionalGeneration),
 }
 EMBEDDINGS = ("transformer.embedding.word_embeddings.weight", "transformer.word_embeddings.weight")
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-SINGLE = ("model.safetensors", "pytorch_model.bin")
+# In the order in which transformers looks for them.
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def load_config(folder: str | Path, mode: str | None = None) -> Any:
@@ -54,20 +54,19 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         CheckpointError: no weights, or a shard that the index names is missing.
     """
-    for name in INDEXES:
-        if (folder / name).is_file():
-            index = read_json(folder / name).get("weight_map")
-            if not isinstance(index, dict) or not index:
-                raise CheckpointError(f"{folder / name}: has no weight_map; copy it again")
-            files = [folder / shard for shard in sorted(set(index.values()))]
-            missing = [file.name for file in files if not file.is_file()]
-            if missing:
-                raise CheckpointError(f"{folder}: {', '.join(missing)} of {name} is missing; copy it into the folder")
-            return files
-    found = [folder / name for name in SINGLE if (folder / name).is_file()]
-    if not found:
-        raise CheckpointError(f"{folder}: holds no weights (looked for {', '.join((*INDEXES, *SINGLE))})")
-    return found[:1]
+    found = next((name for name in WEIGHTS if (folder / name).is_file()), None)
+    if found is None:
+        raise CheckpointError(f"{folder}: holds no weights (looked for {', '.join(WEIGHTS)})")
+    if not found.endswith(".index.json"):
+        return [folder / found]
+    index = read_json(folder / found).get("weight_map")
+    if not isinstance(index, dict) or not index:
+        raise CheckpointError(f"{folder / found}: has no weight_map; copy it again")
+    files = [folder / shard for shard in sorted(set(index.values()))]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise CheckpointError(f"{folder}: {', '.join(missing)} of {found} is missing; copy it into the folder")
+    return files
 
 
 def load_model(config: Any, folder: str | Path, dtype: torch.dtype, attn_implementation: str = "sdpa") -> nn.Module:

@@ -1,5 +1,7 @@
 """The gradient of one optimizer step is that of the mean loss over its supervised tokens, however it is split."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from ranks import BASE, LORA, train
@@ -17,9 +19,9 @@ SEED = 7
 BETA1 = 0.9
 
 
-def by_hand(path, size: int, tuner_flags: dict) -> dict[str, torch.Tensor]:
+def by_hand(path, size: int, tuner_flags: dict, base: Path = BASE) -> dict[str, torch.Tensor]:
     """Gradients of the first window of `size` records, one record at a time, with torch alone."""
-    model, tokenizer = glmft.load(BASE)
+    model, tokenizer = glmft.load(base)
     examples, _ = encode_records(read_records(path), tokenizer, 512, 256)
     torch.manual_seed(SEED)
     model = make_tuner(TrainConfig(**tuner_flags)).apply(model)
@@ -81,3 +83,21 @@ def test_the_full_model_under_zero3_gives_the_gradient_computed_by_hand(uneven, 
     want = by_hand(uneven, 8, {"train_type": "full"})
     flags = ["--train_type", "full"]
     assert_same(by_engine(uneven, tmp_path, 4, 1, 2, "ds_zero3_no_offload.json", flags), want)
+
+
+@pytest.mark.parametrize(
+    ("stage", "flags"),
+    [
+        (
+            "ds_zero2_no_offload.json",
+            {"train_type": "lora", "lora_module_name": "query_key_value", "lora_dropout": 0.0},
+        ),
+        ("ds_zero3_no_offload.json", {"train_type": "full"}),
+    ],
+)
+def test_chatglm_6b_on_two_ranks_has_the_gradient_computed_by_hand(stage, flags, official_folders, uneven, tmp_path):
+    """Its head is its embedding; its masks and positions come from the collator, by hand from the model."""
+    want = by_hand(uneven, 8, flags, official_folders["glm"])
+    given = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+    given += ["--model_name_or_path", str(official_folders["glm"])]
+    assert_same(by_engine(uneven, tmp_path, 2, 2, 2, stage, given), want, tolerance=1e-4)

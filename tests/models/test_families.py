@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, TextIteratorStreamer
 
 import glmft  # noqa: F401 (registers the Auto classes)
 from glmft.tokenizers.base import ChatGLMTokenizer
@@ -34,6 +34,19 @@ def test_an_official_folder_goes_through_the_auto_classes(folder):
     assert isinstance(tokenizer, ChatGLMTokenizer)
     assert logits(model, batch).isfinite().all()
     assert model.generate(**batch, max_new_tokens=3, do_sample=False).shape[1] == batch["input_ids"].shape[1] + 3
+
+
+@pytest.mark.parametrize("kind", [AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM])
+def test_every_auto_class_of_the_official_auto_map_gives_the_model_with_its_head(kind, folder):
+    assert type(kind.from_pretrained(folder)).__name__.endswith("ForConditionalGeneration")
+
+
+def test_frozen_weights_can_hand_gradients_to_the_inputs(folder):
+    """What peft asks for before gradient checkpointing of a frozen model."""
+    model, tokenizer = parts(folder)
+    model.requires_grad_(False)
+    model.enable_input_require_grads()
+    assert model(**tokenizer(TEXTS[:1], return_tensors="pt")).logits.requires_grad
 
 
 def test_device_map_auto(folder):
