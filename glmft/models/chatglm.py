@@ -24,7 +24,7 @@ from glmft.models.causal_lm import CausalLM
 from glmft.models.configuration import ChatGLM6BConfig
 from glmft.models.head import OutputLayer
 from glmft.models.positions import continued, two_dimensional_positions, visibility
-from glmft.models.prefix import PREFIX_DROPOUT, PrefixEncoder, WithPrefix
+from glmft.models.prefix import PREFIX_DROPOUT, PrefixEncoder, VirtualTokens
 
 # The official code never passes the number of layers on: every ChatGLM-6B was trained with that of 28.
 RESIDUAL_SCALE = math.sqrt(2 * 28)
@@ -147,21 +147,19 @@ class ChatGLM6BPreTrainedModel(PreTrainedModel):
             init.copy_(module.inv_freq, module.frequencies(module.inv_freq.device))
 
 
-class ChatGLM6BModel(WithPrefix, ChatGLM6BPreTrainedModel):
-    """Embeddings, layers and, where `config.pre_seq_len` is set, the prefix encoder."""
+class ChatGLM6BModel(VirtualTokens, ChatGLM6BPreTrainedModel):
+    """Embeddings, layers and, where the configuration asks for them, virtual tokens."""
 
     def __init__(self, config: ChatGLM6BConfig):
         super().__init__(config)
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
         self.final_layernorm = nn.LayerNorm(config.hidden_size, config.layernorm_epsilon)
-        if config.pre_seq_len:
-            self.add_prefix_encoder()
+        self.add_virtual_tokens()
         self.gradient_checkpointing = False
         self.post_init()
 
     def add_prefix_encoder(self) -> None:
-        """Make `prefix_encoder` after `config.pre_seq_len` and `config.prefix_projection`."""
         config = self.config
         self.prefix_encoder = PrefixEncoder(
             config.pre_seq_len,
@@ -170,9 +168,19 @@ class ChatGLM6BModel(WithPrefix, ChatGLM6BPreTrainedModel):
             config.hidden_size // config.num_attention_heads,
             config.prefix_projection,
             embedding_size=config.hidden_size,
-            hidden_size=config.hidden_size,
+            hidden_size=config.prefix_hidden_size or config.hidden_size,
         )
         self.dropout = nn.Dropout(PREFIX_DROPOUT)
+
+    def rotary(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """position_ids [b, 2, s] -> cos, sin [b, 1, s, 2, d / 4]."""
+        frequencies = self.layers[0].attention.rotary_emb.frequencies(position_ids.device)
+        return rotary_tables(frequencies, position_ids, dtype)
+
+    def prompt_geometry(self, hidden: Tensor) -> tuple[Any, tuple[Tensor, Tensor]]:
+        places = torch.arange(hidden.shape[1], device=hidden.device)
+        positions = torch.stack((places, torch.zeros_like(places)))[None]
+        return visibility(self.config, hidden, None, None, positions), self.rotary(positions, hidden.dtype)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.word_embeddings
@@ -217,12 +225,13 @@ class ChatGLM6BModel(WithPrefix, ChatGLM6BPreTrainedModel):
         if position_ids.dim() != 3:
             raise ValueError(f"position_ids {list(position_ids.shape)}: ChatGLM-6B's are [b, 2, s], place and block")
         mask = visibility(self.config, hidden, attention_mask, past_key_values, position_ids)
-        rotary = rotary_tables(
-            self.layers[0].attention.rotary_emb.frequencies(hidden.device), position_ids, hidden.dtype
-        )
-        prefix = self.prefix(hidden.dtype, past_key_values)
+        if self.config.prompt_seq_len:
+            place, block = position_ids.unbind(1)
+            position_ids = torch.stack((place + self.config.prompt_seq_len, block), dim=1)
+        rotary = self.rotary(position_ids, hidden.dtype)
+        prefix = self.prefix(self.layers, hidden.dtype, past_key_values)
         if prefix is not None:
-            mask = mask_with_prefix(mask, self.config.pre_seq_len)
+            mask = mask_with_prefix(mask, prefix.shape[-2])
         states = (hidden,)
         for i, layer in enumerate(self.layers):
             hidden = layer(

@@ -22,7 +22,7 @@ from glmft.models.attention import eager_attention, mask_with_prefix, with_prefi
 from glmft.models.causal_lm import CausalLM
 from glmft.models.configuration import ChatGLM2Config
 from glmft.models.head import OutputLayer
-from glmft.models.prefix import PREFIX_DROPOUT, PrefixEncoder, WithPrefix
+from glmft.models.prefix import PREFIX_DROPOUT, PrefixEncoder, VirtualTokens
 
 
 class RMSNorm(nn.Module):
@@ -180,8 +180,8 @@ class ChatGLM2PreTrainedModel(PreTrainedModel):
             init.copy_(module.inv_freq, module.frequencies(module.inv_freq.device))
 
 
-class ChatGLM2Model(WithPrefix, ChatGLM2PreTrainedModel):
-    """Embeddings, layers and, where `config.pre_seq_len` is set, the prefix encoder."""
+class ChatGLM2Model(VirtualTokens, ChatGLM2PreTrainedModel):
+    """Embeddings, layers and, where the configuration asks for them, virtual tokens."""
 
     def __init__(self, config: ChatGLM2Config):
         super().__init__(config)
@@ -189,13 +189,11 @@ class ChatGLM2Model(WithPrefix, ChatGLM2PreTrainedModel):
         self.rotary_pos_emb = RotaryPositions(config)
         self.encoder = Encoder(config)
         self.output_layer = OutputLayer(config.hidden_size, config.padded_vocab_size, bias=config.add_bias_linear)
-        if config.pre_seq_len:
-            self.add_prefix_encoder()
+        self.add_virtual_tokens()
         self.gradient_checkpointing = False
         self.post_init()
 
     def add_prefix_encoder(self) -> None:
-        """Make `prefix_encoder` after `config.pre_seq_len` and `config.prefix_projection`."""
         config = self.config
         width = 2 * config.num_layers * config.multi_query_group_num * config.kv_channels
         self.prefix_encoder = PrefixEncoder(
@@ -205,9 +203,13 @@ class ChatGLM2Model(WithPrefix, ChatGLM2PreTrainedModel):
             config.kv_channels,
             config.prefix_projection,
             embedding_size=width,
-            hidden_size=config.hidden_size,
+            hidden_size=config.prefix_hidden_size or config.hidden_size,
         )
         self.dropout = nn.Dropout(PREFIX_DROPOUT)
+
+    def prompt_geometry(self, hidden: Tensor) -> tuple[Any, tuple[Tensor, Tensor]]:
+        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        return create_causal_mask(self.config, hidden, None, None), self.rotary_pos_emb(positions, hidden.dtype)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embedding.word_embeddings
@@ -238,10 +240,10 @@ class ChatGLM2Model(WithPrefix, ChatGLM2PreTrainedModel):
         if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(hidden.shape[1], device=hidden.device) + seen)[None]
-        rotary = self.rotary_pos_emb(position_ids, hidden.dtype)
-        prefix = self.prefix(hidden.dtype, past_key_values)
+        rotary = self.rotary_pos_emb(position_ids + (self.config.prompt_seq_len or 0), hidden.dtype)
+        prefix = self.prefix(self.encoder.layers, hidden.dtype, past_key_values)
         if prefix is not None:
-            mask = mask_with_prefix(mask, self.config.pre_seq_len)
+            mask = mask_with_prefix(mask, prefix.shape[-2])
         states = (hidden,)
         for i, layer in enumerate(self.encoder.layers):
             hidden = layer(

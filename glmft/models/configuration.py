@@ -14,13 +14,23 @@ from glmft.family import FAMILY_KEY, family_of_config
 
 
 class ChatGLMConfig(PreTrainedConfig):
-    """What the families have in common: the model type, and the prefix settings of P-Tuning v2."""
+    """What the families have in common: the model type, and the settings of virtual tokens.
+
+    Args:
+        pre_seq_len, prefix_projection, prefix_hidden_size: P-Tuning v2, see `glmft.models.prefix`. The first two are
+            official keys; the width inside the projection is the model's own unless it is given.
+        prompt_seq_len, prompt_encoder, prompt_hidden_size: prompts at the embedding, see `glmft.models.prompt`.
+    """
 
     model_type = "chatglm"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
     pre_seq_len: int | None = None
     prefix_projection: bool = False
+    prefix_hidden_size: int | None = None
+    prompt_seq_len: int | None = None
+    prompt_encoder: str = "none"
+    prompt_hidden_size: int | None = None
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "ChatGLMConfig":
@@ -42,8 +52,11 @@ class ChatGLMConfig(PreTrainedConfig):
         output.update(output.pop("_recorded", {}))
         if output.get("dtype") is not None:
             output["torch_dtype"] = output["dtype"]
-        if output.get("rope_ratio_scales") is None:
-            output.pop("rope_ratio_scales", None)
+        for name in ("rope_ratio_scales", "prefix_hidden_size", "prompt_seq_len", "prompt_hidden_size"):
+            if output.get(name) is None:
+                output.pop(name, None)
+        if self.prompt_seq_len is None:
+            output.pop("prompt_encoder")
         return json.dumps(output, ensure_ascii=False, indent=2) + "\n"
 
 

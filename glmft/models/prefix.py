@@ -1,10 +1,12 @@
-"""The prefix encoder of P-Tuning v2 (Liu et al., 2021): one trained key and value a layer and virtual token."""
+"""Virtual tokens in front of the text; among them the prefix encoder of P-Tuning v2 (Liu et al., 2021)."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
+
+from glmft.models.prompt import PromptEncoder
 
 PREFIX_DROPOUT = 0.1
 
@@ -46,20 +48,65 @@ class PrefixEncoder(nn.Module):
         return prefix.view(self.shape).permute(1, 2, 3, 0, 4)
 
 
-class WithPrefix:
-    """To be mixed into a model with `config`, and `prefix_encoder` and `dropout` where `config.pre_seq_len` is set."""
+class VirtualTokens:
+    """To be mixed into a model: keys and values that stand in front of every layer's own, from one of two sources.
+
+    `prefix_encoder` (where `config.pre_seq_len` is set) gives them for each layer: P-Tuning v2. `prompt_encoder` (where
+    `config.prompt_seq_len` is set) gives embeddings, which go through the layers once and leave their keys and values
+    there; they take the first positions. They see one another and never the text, so one pass serves a whole batch.
+    """
 
     config: Any
     prefix_encoder: PrefixEncoder
+    prompt_encoder: PromptEncoder
     dropout: nn.Dropout
 
-    def prefix(self, dtype: torch.dtype, past_key_values: Cache | None) -> Tensor | None:
-        """[L, 2, g, P, d], or None without a prefix. It is computed once for each cache that generation carries on."""
-        if not self.config.pre_seq_len:
+    def add_prefix_encoder(self) -> None:
+        """Make `prefix_encoder` after `config.pre_seq_len` and `config.prefix_projection`."""
+        raise NotImplementedError
+
+    def add_prompt_encoder(self) -> None:
+        """Make `prompt_encoder` after `config.prompt_seq_len`, `prompt_encoder` and `prompt_hidden_size`."""
+        config = self.config
+        self.prompt_encoder = PromptEncoder(
+            config.prompt_seq_len, config.hidden_size, config.prompt_encoder, config.prompt_hidden_size
+        )
+
+    def add_virtual_tokens(self) -> None:
+        """Make what the configuration asks for."""
+        if self.config.pre_seq_len:
+            self.add_prefix_encoder()
+        if self.config.prompt_seq_len:
+            self.add_prompt_encoder()
+
+    def prompt_geometry(self, hidden: Tensor) -> tuple[Any, tuple[Tensor, Tensor]]:
+        """Mask and rotary tables of the virtual tokens [1, P, h] alone."""
+        raise NotImplementedError
+
+    def prefix(self, layers: nn.ModuleList, dtype: torch.dtype, past_key_values: Cache | None) -> Tensor | None:
+        """[L, 2, g, P, d], or None without any. It is computed once for each cache that generation carries on."""
+        if not (self.config.pre_seq_len or self.config.prompt_seq_len):
             return None
         kept = getattr(past_key_values, "prefix", None)
         if kept is None:
-            kept = self.dropout(self.prefix_encoder()).to(dtype)
+            if self.config.pre_seq_len:
+                kept = self.dropout(self.prefix_encoder()).to(dtype)
+            else:
+                kept = self.prompt_keys_values(layers, dtype)
             if past_key_values is not None:
                 past_key_values.prefix = kept
         return kept
+
+    def prompt_keys_values(self, layers: nn.ModuleList, dtype: torch.dtype) -> Tensor:
+        """Send the virtual tokens through the layers.
+
+        Their activations are few and are kept, also where those of the text are computed again: gradient checkpointing
+        would leave no cache to read the keys and values from.
+        """
+        hidden, cache = self.prompt_encoder().to(dtype)[None], DynamicCache(config=self.config)
+        mask, rotary = self.prompt_geometry(hidden)
+        for layer in layers:
+            checkpointing, layer.gradient_checkpointing = layer.gradient_checkpointing, False
+            hidden = layer(hidden, mask, rotary, None, past_key_values=cache)
+            layer.gradient_checkpointing = checkpointing
+        return torch.stack([torch.cat((layer.keys, layer.values)) for layer in cache.layers])
