@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import difflib
 import json
-import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 from glmft.errors import ConfigError
 from glmft.family import FAMILIES
 
-TRAIN_TYPES = ("full", "freeze", "ptuning", "lora")
+TRAIN_TYPES = ("full", "freeze", "ptuning", "prompt", "lora")
 TRAIN_TYPE_ALIASES = {"all": "full"}
 EMBEDDED = "examples/quickstart"
 
@@ -50,6 +49,9 @@ class ModelSettings:
     )
     base_model_path: str | None = setting(None, "where an adapter's base model lies now, if it has moved")
     mode: str | None = setting(None, "model family; read from the folder where it tells", choices=FAMILIES)
+    ptuning_checkpoint: str | None = setting(
+        None, "a P-Tuning v2 prefix to put onto the base model: a folder or file with transformer.prefix_encoder.*"
+    )
     dtype: str = setting(
         "auto",
         "number format of the frozen weights and of the computation; auto: bf16 where the "
@@ -86,10 +88,28 @@ class TunerSettings:
     lora_dim: int = setting(8, "LoRA: rank")
     lora_alpha: float = setting(30, "LoRA: the update is scaled by lora_alpha / lora_dim")
     lora_dropout: float = setting(0.1, "LoRA: dropout probability on the way into the update")
-    lora_module_name: str = setting("query_key_value", "LoRA: comma-separated names of the linear modules it acts on")
+    lora_module_name: str = setting(
+        "query_key_value",
+        "LoRA: comma-separated names of linear modules, or of groups of them: attention, mlp, all-linear",
+    )
+    use_rslora: bool = setting(False, "LoRA: scale the update by lora_alpha / sqrt(lora_dim)")
+    use_dora: bool = setting(False, "LoRA: train magnitudes beside directions")
+    init_lora_weights: str = setting(
+        "default", "LoRA: initial values: default (B is zero), gaussian, pissa or pissa_niter_N (main components of W)"
+    )
+    loraplus_lr_ratio: float | None = setting(None, "LoRA+: learning rate of B over that of A")
+    modules_to_save: str = setting("", "LoRA: comma-separated modules to train whole and save with the adapter")
     freeze_module_name: str = setting("layers.27.", "freeze: comma-separated parts of the parameter names to train")
-    pre_seq_len: int = setting(16, "ptuning: virtual tokens in front of every layer")
+    freeze_last_n: int | None = setting(None, "freeze: train this many last layers, in place of freeze_module_name")
+    freeze_part: str = setting("all", "freeze: what of the freeze_last_n layers", choices=("all", "attention", "mlp"))
+    pre_seq_len: int = setting(16, "ptuning, prompt: virtual tokens")
     prefix_projection: bool = setting(True, "ptuning: make the prefix by a two-layer tanh network, as P-Tuning v2 may")
+    prefix_hidden_size: int | None = setting(None, "ptuning: width inside that network; none: the model's own")
+    prompt_encoder: str = setting(
+        "none", "prompt: what the embeddings of the virtual tokens go through", choices=("none", "mlp", "lstm")
+    )
+    prompt_hidden_size: int | None = setting(None, "prompt: width inside the encoder; none: the model's own")
+    trainable_dtype: str = setting("fp32", "number format of what is trained", choices=("fp32", "bf16"))
 
 
 @dataclass
@@ -133,6 +153,7 @@ class RunSettings:
     gradient_checkpointing: bool = setting(
         False, "compute activations again in the backward pass instead of storing them"
     )
+    use_reentrant: bool = setting(False, "the older kind of gradient checkpointing")
     ds_file: str = setting(
         "ds_zero2_no_offload.json",
         "DeepSpeed file: a path, or a name in ds_configs/",
@@ -213,14 +234,14 @@ def parse_arguments(kind: type[Settings], argv: list[str], program: str) -> Sett
     flags = [argument.split("=")[0] for argument in argv if argument.startswith("--")]
     unknown = [flag for flag in flags if flag not in known]
     if unknown:
-        raise ConfigError(f"{flag}: no such setting{_nearest(flag, known)}; see {program} --help" for flag in unknown)
+        raise ConfigError(f"{flag}: no such setting{nearest(flag, known)}; see {program} --help" for flag in unknown)
     config = kind(**vars(parser.parse_args(argv)))
     if ignored:
         print(f"warning: {', '.join(ignored)}: without effect here", flush=True)
     return config
 
 
-def _nearest(name: str, known: typing.Iterable[str]) -> str:
+def nearest(name: str, known: typing.Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), 1, 0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -278,7 +299,7 @@ def _boolean(text: str) -> bool:
     return values[text.lower()]
 
 
-# ---------------------------------------------------------------------------------------------------- validation
+# ---------------------------------------------------------------------------------------------------- defaults
 
 
 def with_defaults(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
@@ -304,67 +325,6 @@ def default_output_dir(config: TrainConfig) -> str:
     size = {"lora": f"-{config.lora_dim}", "ptuning": f"-{config.pre_seq_len}"}.get(config.train_type, "")
     rate = f"{config.learning_rate:g}"
     return str(Path("output") / f"{Path(config.train_path).stem}-{model_name}-{config.train_type}{size}-{rate}")
-
-
-def check(config: TrainConfig) -> list[str]:
-    """All problems that the settings alone show, one line each. Files are looked for, not read."""
-    problems = []
-    if config.train_type not in TRAIN_TYPES:
-        near = _nearest(config.train_type, (*TRAIN_TYPES, *TRAIN_TYPE_ALIASES))
-        problems.append(f"--train_type {config.train_type}: is none of {', '.join(TRAIN_TYPES)}, all{near}")
-    if config.max_src_len >= config.max_len:
-        problems.append(
-            f"--max_src_len {config.max_src_len} leaves no room for an answer in --max_len {config.max_len}; "
-            "make it smaller, or max_len larger"
-        )
-    if config.resume is not None and config.resume != "yes" and not config.resume.isdigit():
-        problems.append(f"--resume {config.resume}: is neither yes nor the step of a checkpoint")
-    if config.resume is not None and config.overwrite_output_dir:
-        problems.append("--resume and --overwrite_output_dir exclude each other; give one")
-    problems += _range_problems(config)
-    if config.train_path and not Path(config.train_path).is_file():
-        problems.append(f"--train_path {config.train_path}: no such file")
-    if config.model_name_or_path and not Path(config.model_name_or_path).is_dir():
-        problems.append(f"--model_name_or_path {config.model_name_or_path}: no such folder (nothing is downloaded)")
-    try:
-        find_ds_file(config.ds_file)
-    except ConfigError as error:
-        problems += error.problems
-    return problems
-
-
-# name: (lowest, highest, whether the lowest itself is allowed)
-_RANGES = {
-    "max_src_len": (4, math.inf, True),
-    "per_device_train_batch_size": (1, math.inf, True),
-    "gradient_accumulation_steps": (1, math.inf, True),
-    "num_train_epochs": (1, math.inf, True),
-    "max_steps": (1, math.inf, True),
-    "show_loss_step": (1, math.inf, True),
-    "save_model_step": (1, math.inf, True),
-    "lora_dim": (1, math.inf, True),
-    "pre_seq_len": (1, math.inf, True),
-    "learning_rate": (0, math.inf, False),
-    "lora_alpha": (0, math.inf, False),
-    "weight_decay": (0, math.inf, True),
-    "max_grad_norm": (0, math.inf, True),
-    "warmup_ratio": (0, 1, True),
-    "min_lr_ratio": (0, 1, True),
-    "lora_dropout": (0, 1, True),
-    "adam_beta1": (0, 1, True),
-    "adam_beta2": (0, 1, True),
-}
-
-
-def _range_problems(config: TrainConfig) -> list[str]:
-    problems = []
-    for name, (low, high, closed) in _RANGES.items():
-        value = getattr(config, name)
-        if value is None or ((value >= low if closed else value > low) and value <= high and math.isfinite(value)):
-            continue
-        rule = f"{'at least' if closed else 'more than'} {low}" + ("" if high == math.inf else f" and at most {high}")
-        problems.append(f"--{name} {value}: must be {rule}")
-    return problems
 
 
 def find_ds_file(name: str) -> Path:

@@ -79,9 +79,8 @@ def train(model: nn.Module, data: Sequence[Example], job: Job, resume_from: Path
     if resume_from:
         state = resumed_state(resume_from, state)
         load_weights(model, saved.load_optimizer(resume_from))
-    engine, optimizer, _, _ = deepspeed.initialize(
-        model=model, optimizer=make_optimizer(model, config), config=job.ds_config
-    )
+    optimizer = make_optimizer(model, config, job.tuner.learning_rate_ratio)
+    engine, optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=job.ds_config)
     if resume_from:
         unpack(engine, saved.load_optimizer(resume_from), state.adam_step)
         saved.restore_random_state(resume_from, world)

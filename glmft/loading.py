@@ -85,7 +85,8 @@ def load(
         mode: `glm2` or `glm3`, where the folder does not tell.
         dtype: `auto` (bf16 where the accelerator has it, fp32 on a CPU), `fp32`, `bf16` or `fp16`.
         base_model_path: an adapter's base model, if it has moved.
-        prefix: a safetensors file with `transformer.prefix_encoder.*` to put onto the base model.
+        prefix: a P-Tuning v2 checkpoint to put onto the base model: a folder or file with
+            `transformer.prefix_encoder.*`, safetensors or the official `pytorch_model.bin`.
 
     Raises:
         ConfigError, CheckpointError: with one line for what is wrong and how to mend it.

@@ -1,6 +1,7 @@
 """The optimizer, and the learning rate as a pure function of the step."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from glmft.config import TrainConfig
@@ -17,25 +18,32 @@ def learning_rate(step: int, total: int, config: TrainConfig) -> float:
     return config.learning_rate * (floor + (1 - floor) * shape[config.lr_scheduler_type])
 
 
-def parameter_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices decay; biases, norms and other vectors do not."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trainable if _dimensions(p) >= 2]
-    vectors = [p for p in trainable if _dimensions(p) < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def parameter_groups(
+    model: Any, weight_decay: float, rate_ratio: Callable[[str], float] = lambda name: 1.0
+) -> list[dict[str, Any]]:
+    """Trainable parameters: matrices decay; biases, norms and other vectors do not.
+
+    Args:
+        rate_ratio: learning rate of a parameter, by its name, over the run's; each ratio has groups of its own.
+    """
+    groups: dict[tuple[float, float], list[Any]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = weight_decay if _dimensions(parameter) >= 2 else 0.0
+            groups.setdefault((decay, rate_ratio(name)), []).append(parameter)
+    return [{"params": ps, "weight_decay": decay, "rate_ratio": ratio} for (decay, ratio), ps in groups.items()]
 
 
 def _dimensions(parameter: Any) -> int:
     return len(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO-3 empties the shape itself
 
 
-def make_optimizer(model: Any, config: TrainConfig) -> Any:
+def make_optimizer(model: Any, config: TrainConfig, rate_ratio: Callable[[str], float] = lambda name: 1.0) -> Any:
     """AdamW (Loshchilov and Hutter, 2019) over the trainable parameters; torch's own, so that nothing is compiled."""
     import torch
 
     return torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay),
+        parameter_groups(model, config.weight_decay, rate_ratio),
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
     )
@@ -43,4 +51,4 @@ def make_optimizer(model: Any, config: TrainConfig) -> Any:
 
 def set_learning_rate(optimizer: Any, rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["rate_ratio"]

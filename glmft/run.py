@@ -2,12 +2,14 @@
 
 import json
 import logging
+import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmft import config as settings
 from glmft import dist
+from glmft.checks import check
 from glmft.config import PredictConfig, TrainConfig
 from glmft.errors import ConfigError
 from glmft.loading import load, locate
@@ -34,7 +36,7 @@ def train(config: TrainConfig) -> "TrainResult":
         GlmftError: settings, data, model or output folder that cannot be used; every rank raises the same lines.
     """
     config, said = settings.with_defaults(config)
-    problems = settings.check(config)
+    problems = check(config)
     if problems:
         raise ConfigError(problems)
     world = dist.start(config.device, config.dtype)
@@ -61,10 +63,13 @@ def train(config: TrainConfig) -> "TrainResult":
         (job.folder / "ds_config.json").write_text(json.dumps(job.ds_config, indent=2) + "\n", encoding="utf-8")
     seed_everything(config.seed, world.rank)
     model = job.tuner.apply(model)
+    hold_trainable(model, config.trainable_dtype)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.gradient_checkpointing_enable({"use_reentrant": config.use_reentrant})
+        if config.use_reentrant:  # it gives no gradient through inputs that need none
+            model.enable_input_require_grads()
     if world.is_main:
-        print(parameter_line(model), flush=True)
+        print(parameter_table(model), flush=True)
     return engine.train(model, examples, job, resume_from)
 
 
@@ -120,13 +125,34 @@ def seed_everything(seed: int, rank: int) -> None:
     torch.manual_seed(seed)
 
 
-def parameter_line(model: Any) -> str:
-    """Trainable and total parameters. Raises ConfigError if nothing trains."""
-    total = sum(p.numel() for p in model.parameters())
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    if trainable == 0:
+def hold_trainable(model: Any, dtype: str) -> None:
+    """Hold what trains in the chosen number format; tuners make it float32."""
+    import torch
+
+    if dtype == "bf16":
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def parameter_table(model: Any) -> str:
+    """What trains, by kind of parameter, and the totals. Raises ConfigError if nothing trains."""
+    parameters = list(model.named_parameters())
+    trained = [(name, p) for name, p in parameters if p.requires_grad]
+    if not trained:
         raise ConfigError("nothing would be trained: no parameter is trainable with these settings")
-    return f"trainable parameters: {trainable:,} of {total:,} ({100 * trainable / total:.4f}%)"
+    kinds: dict[str, list[Any]] = {}
+    for name, parameter in trained:
+        kind = re.sub(r"\.\d+\.", ".*.", name.removeprefix("base_model.model.").replace(".default", ""))
+        kinds.setdefault(kind, []).append(parameter)
+    rows = [
+        f"  {kind}: {len(ps)} x {list(ps[0].shape)} {str(ps[0].dtype).removeprefix('torch.')}"
+        for kind, ps in kinds.items()
+    ]
+    count, total = sum(p.numel() for _, p in trained), sum(p.numel() for _, p in parameters)
+    size = sum(p.numel() * p.element_size() for _, p in trained)
+    summary = f"trainable parameters: {count:,} of {total:,} ({100 * count / total:.4f}%), {size:,} bytes to save"
+    return "\n".join(["what trains:", *rows, summary])
 
 
 def predict(config: PredictConfig) -> dict[str, Any]:
@@ -148,6 +174,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
         dtype=config.dtype,
         device=config.device,
         base_model_path=config.base_model_path,
+        prefix=config.ptuning_checkpoint,
         attn_implementation=config.attn_implementation,
     )
     from tqdm import tqdm

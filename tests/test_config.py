@@ -4,11 +4,11 @@ import sys
 
 import pytest
 
+from glmft.checks import check
 from glmft.config import (
     MergeConfig,
     PredictConfig,
     TrainConfig,
-    check,
     find_ds_file,
     parse_arguments,
     shipped,

@@ -12,7 +12,7 @@ LEVELS = [
     {"errors"},
     {"family", "dist"},
     {"config"},
-    {"ds_config", "optim", "metrics"},
+    {"checks", "ds_config", "optim", "metrics"},
     {"models", "tokenizers", "data"},
     {"tuners"},
     {"zero_state", "checkpoint", "tracking", "loading"},

@@ -6,8 +6,15 @@ from glmft.tuners.freeze import Freeze
 from glmft.tuners.full import Full
 from glmft.tuners.lora import Lora
 from glmft.tuners.prefix import Prefix
+from glmft.tuners.prompt import Prompt
 
-TUNERS: dict[str, type[Tuner]] = {"full": Full, "freeze": Freeze, "ptuning": Prefix, "lora": Lora}
+TUNERS: dict[str, type[Tuner]] = {
+    "full": Full,
+    "freeze": Freeze,
+    "ptuning": Prefix,
+    "prompt": Prompt,
+    "lora": Lora,
+}
 
 
 def make_tuner(config: TrainConfig) -> Tuner:

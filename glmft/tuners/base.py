@@ -38,6 +38,10 @@ class Tuner(ABC):
     def apply(self, model: nn.Module) -> nn.Module:
         """Mark what trains (float32) and freeze the rest; may wrap the model."""
 
+    def learning_rate_ratio(self, name: str) -> float:
+        """Learning rate of a parameter over the run's."""
+        return 1.0
+
     def state(self, model: nn.Module) -> dict[str, Tensor]:
         """What was trained, by name, on the CPU. Collective under ZeRO-3, where only these tensors are gathered."""
         return gather_named((name, p) for name, p in model.named_parameters() if p.requires_grad)
@@ -59,10 +63,11 @@ class Tuner(ABC):
     def from_description(cls, folder: Path) -> Self:
         """The tuner that a saved adapter describes."""
         described = read_json(folder / ADAPTER_JSON)
-        missing = [f.name for f in dataclasses.fields(cls) if f.name not in described]
+        fields = dataclasses.fields(cls)
+        missing = [f.name for f in fields if f.name not in described and f.default is dataclasses.MISSING]
         if missing:
             raise CheckpointError(f"{folder / ADAPTER_JSON}: lacks {', '.join(missing)}")
-        return cls(**{f.name: described[f.name] for f in dataclasses.fields(cls)})
+        return cls(**{f.name: described[f.name] for f in fields if f.name in described})
 
     def load(self, model: nn.Module, folder: Path) -> nn.Module:
         """Put a saved adapter onto its base model."""

@@ -8,14 +8,29 @@ from torch import nn
 from glmft.config import split_names
 from glmft.tuners.base import Tuner, train_only
 
+PARTS = {"all": ".", "attention": "attention.", "mlp": ".mlp."}
+
 
 @dataclass
 class Freeze(Tuner):
+    """
+    Args:
+        freeze_module_name: comma-separated parts of the names of what trains.
+        freeze_last_n: train this many last layers instead.
+        freeze_part: of those layers, `all`, `attention` or `mlp`.
+    """
+
     freeze_module_name: str
+    freeze_last_n: int | None = None
+    freeze_part: str = "all"
     name: ClassVar[str] = "freeze"
 
     def problems(self, model: nn.Module) -> list[str]:
         names = [name for name, _ in model.named_parameters()]
+        if self.freeze_last_n is not None:
+            layers = len(layer_numbers(names))
+            too_many = f"--freeze_last_n {self.freeze_last_n}: the model has {layers} layers"
+            return [too_many] if self.freeze_last_n > layers else []
         return [
             f"--freeze_module_name {pattern}: matches no parameter; there are {', '.join(_kinds(names))}"
             for pattern in split_names(self.freeze_module_name) or ["(empty)"]
@@ -23,9 +38,15 @@ class Freeze(Tuner):
         ]
 
     def apply(self, model: nn.Module) -> nn.Module:
-        names = [name for name, _ in model.named_parameters()]
-        train_only(model, {n for pattern in split_names(self.freeze_module_name) for n in matching(names, pattern)})
+        train_only(model, self.chosen([name for name, _ in model.named_parameters()]))
         return model
+
+    def chosen(self, names: list[str]) -> set[str]:
+        """The names of what trains."""
+        if self.freeze_last_n is None:
+            return {n for pattern in split_names(self.freeze_module_name) for n in matching(names, pattern)}
+        last = layer_numbers(names)[-self.freeze_last_n :]
+        return {n for i in last for n in matching(names, f"layers.{i}") if PARTS[self.freeze_part] in n}
 
 
 def matching(names: list[str], pattern: str) -> list[str]:
@@ -34,9 +55,13 @@ def matching(names: list[str], pattern: str) -> list[str]:
     return [n for n in names if parts in f".{n}."] or [n for n in names if pattern in n]
 
 
+def layer_numbers(names: list[str]) -> list[int]:
+    return sorted({int(n.split(".layers.")[1].split(".")[0]) for n in names if ".layers." in n})
+
+
 def _kinds(names: list[str]) -> list[str]:
     """Parameter names with the layers' numbers folded into one range."""
-    layers = sorted({int(n.split(".layers.")[1].split(".")[0]) for n in names if ".layers." in n})
+    layers = layer_numbers(names)
     folded = [n.replace(f".layers.{layers[0]}.", f".layers.{layers[0]}…{layers[-1]}.") for n in names]
     first = f".layers.{layers[0]}…"
     return [n for n in folded if ".layers." not in n or first in n]

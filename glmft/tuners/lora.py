@@ -1,10 +1,12 @@
 """LoRA (Hu et al., 2021) through peft."""
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from glmft.config import split_names
@@ -14,21 +16,56 @@ from glmft.tuners.base import Tuner, gather_named, load_checked, save_checked
 WEIGHTS, DESCRIPTION = "adapter_model.safetensors", "adapter_config.json"
 
 
+# Groups of linear modules by the last part of their names, in all families.
+ATTENTION, FEED_FORWARD = ["query_key_value", "dense"], ["dense_h_to_4h", "dense_4h_to_h"]
+PRESETS = {"attention": ATTENTION, "mlp": FEED_FORWARD, "all-linear": ATTENTION + FEED_FORWARD}
+NO_TARGETS = {"output_layer", "lm_head"}
+
+
 @dataclass
 class Lora(Tuner):
+    """
+    Args:
+        lora_module_name: comma-separated names of linear modules, or of `PRESETS`.
+        use_rslora: scale by alpha / sqrt(r) (Kalajdzievski, 2023).
+        use_dora: weight-decomposed (Liu et al., 2024).
+        init_lora_weights: `default`, `gaussian`, `pissa` or `pissa_niter_N` (Meng et al., 2024). PiSSA takes the main
+            components out of the base weights; what is saved is converted to plain LoRA of twice the rank, which
+            holds on the untouched base.
+        loraplus_lr_ratio: learning rate of B over that of A (Hayou et al., 2024).
+        modules_to_save: comma-separated modules that are trained whole and saved beside.
+    """
+
     lora_dim: int
     lora_alpha: float
     lora_dropout: float
     lora_module_name: str
+    use_rslora: bool = False
+    use_dora: bool = False
+    init_lora_weights: str = "default"
+    loraplus_lr_ratio: float | None = None
+    modules_to_save: str = ""
     name: ClassVar[str] = "lora"
 
+    @property
+    def targets(self) -> list[str]:
+        names = [name for given in split_names(self.lora_module_name) for name in PRESETS.get(given, [given])]
+        return list(dict.fromkeys(names))
+
     def problems(self, model: nn.Module) -> list[str]:
-        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-        valid = sorted({name.rsplit(".", 1)[-1] for name in linear} - {"output_layer", "lm_head"})
-        return [
-            f"--lora_module_name {name}: matches no linear module; valid names are {', '.join(valid)}"
-            for name in split_names(self.lora_module_name) or ["(empty)"]
-            if not any(full == name or full.endswith(f".{name}") for full in linear)
+        modules = dict(model.named_modules())
+        linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+        valid = sorted({last(name) for name in linear} - NO_TARGETS)
+        there = ", ".join(sorted({last(name) for name in modules if name}))
+        problems = [
+            f"--lora_module_name {name}: matches no linear module; valid names are {', '.join([*valid, *PRESETS])}"
+            for name in self.targets or ["(empty)"]
+            if not any(is_at(full, name) for full in linear)
+        ]
+        return problems + [
+            f"--modules_to_save {name}: matches no module; there are {there}"
+            for name in split_names(self.modules_to_save)
+            if not any(is_at(full, name) for full in modules)
         ]
 
     def apply(self, model: nn.Module) -> nn.Module:
@@ -40,25 +77,45 @@ class Lora(Tuner):
             r=self.lora_dim,
             lora_alpha=alpha,
             lora_dropout=self.lora_dropout,
-            target_modules=split_names(self.lora_module_name),
+            target_modules=self.targets,
             bias="none",
+            use_rslora=self.use_rslora,
+            use_dora=self.use_dora,
+            init_lora_weights=True if self.init_lora_weights == "default" else self.init_lora_weights,
+            modules_to_save=split_names(self.modules_to_save) or None,
         )
-        return get_peft_model(model, config)  # makes its own parameters float32
+        model = get_peft_model(model, config)  # makes its own parameters float32
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.dtype != torch.float32:  # whole modules are not its own
+                parameter.data = parameter.data.float()
+        if self.is_pissa:
+            self.initial = {n: p.detach().to("cpu", copy=True) for n, p in model.named_parameters() if "lora_" in n}
+        return model
+
+    @property
+    def is_pissa(self) -> bool:
+        return self.init_lora_weights.startswith("pissa")
+
+    def learning_rate_ratio(self, name: str) -> float:
+        return self.loraplus_lr_ratio if self.loraplus_lr_ratio and "lora_B." in name else 1.0
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
-        """Under the names that peft gives them in files."""
+        """Under the names that peft gives them in files; PiSSA as plain LoRA."""
         from peft import get_peft_model_state_dict
 
         trained = gather_named((name, p) for name, p in model.named_parameters() if p.requires_grad)
+        if self.is_pissa:
+            trained |= as_plain_lora(trained, self.initial)
         return get_peft_model_state_dict(model, state_dict=trained)
 
     def save(self, model: nn.Module, state: dict[str, Tensor], folder: Path, base: dict[str, Any]) -> None:
         save_checked(state, folder / WEIGHTS)
-        config = model.peft_config["default"]
-        config.base_model_name_or_path, training = base["base_model_name_or_path"], config.inference_mode
+        config = copy.deepcopy(model.peft_config["default"])
+        config.base_model_name_or_path = base["base_model_name_or_path"]
         config.inference_mode = True  # as peft's own save_pretrained writes it
+        if self.is_pissa:
+            config.r, config.lora_alpha, config.init_lora_weights = 2 * config.r, 2 * config.lora_alpha, True
         config.save_pretrained(folder)
-        config.inference_mode = training
         self.save_description(folder, base)
 
     def load(self, model: nn.Module, folder: Path) -> nn.Module:
@@ -70,3 +127,23 @@ class Lora(Tuner):
         except (RuntimeError, ValueError, TypeError, json.JSONDecodeError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(f"{folder}: the LoRA weights do not fit the base model ({reason})") from None
+
+
+def as_plain_lora(trained: dict[str, Tensor], initial: dict[str, Tensor]) -> dict[str, Tensor]:
+    """PiSSA's weights as LoRA of twice the rank on the untouched base: B A - B0 A0 = [B, -B0] [A; A0]."""
+    plain = {}
+    for name, tensor in trained.items():
+        if "lora_A." in name:
+            plain[name] = torch.cat((tensor, initial[name].to(tensor)), dim=0)
+        elif "lora_B." in name:
+            plain[name] = torch.cat((tensor, -initial[name].to(tensor)), dim=1)
+    return plain
+
+
+def last(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def is_at(full: str, name: str) -> bool:
+    """Whether a module's dotted name ends with `name`, as peft matches."""
+    return full == name or full.endswith(f".{name}")

@@ -1,30 +1,68 @@
 """P-Tuning v2 (Liu et al., 2021): train keys and values of virtual tokens in front of every layer."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from glmft.errors import CheckpointError
-from glmft.tuners.base import ADAPTER_WEIGHTS, Tuner, load_checked, load_named, train_only
+from glmft.tuners.base import ADAPTER_WEIGHTS, Tuner, load_checked, load_named, save_checked, train_only
+
+EMBEDDING = "transformer.prefix_encoder.embedding.weight"
+PROJECTION = "transformer.prefix_encoder.trans.0.weight"
+OFFICIAL_WEIGHTS = "pytorch_model.bin"
 
 
 @dataclass
 class Prefix(Tuner):
+    """
+    Args:
+        pre_seq_len: virtual tokens.
+        prefix_projection: make keys and values by embedding, linear, tanh, linear.
+        prefix_hidden_size: width between the two linear layers; None: the model's own, as in the official code.
+        ptuning_checkpoint: a trained prefix to start from; its shape then replaces the settings above.
+    """
+
     pre_seq_len: int
     prefix_projection: bool
+    prefix_hidden_size: int | None = None
+    ptuning_checkpoint: str | None = None
     name: ClassVar[str] = "ptuning"
 
+    def problems(self, model: nn.Module) -> list[str]:
+        if self.ptuning_checkpoint is None:
+            return []
+        try:
+            check_fit(model, read_prefix(Path(self.ptuning_checkpoint)), self.ptuning_checkpoint)
+        except CheckpointError as error:
+            return list(error.problems)
+        return []
+
     def apply(self, model: nn.Module) -> nn.Module:
-        model.config.pre_seq_len = self.pre_seq_len
-        model.config.prefix_projection = self.prefix_projection
+        start = None
+        if self.ptuning_checkpoint is not None:
+            start = read_prefix(Path(self.ptuning_checkpoint))
+            self.pre_seq_len, self.prefix_projection, self.prefix_hidden_size = shape_of(start)
+        config = model.config
+        config.pre_seq_len, config.prefix_projection = self.pre_seq_len, self.prefix_projection
+        config.prefix_hidden_size = self.prefix_hidden_size
         model.transformer.add_prefix_encoder()
         encoder = model.transformer.prefix_encoder
         encoder.to(model.get_input_embeddings().weight.device)
         initialise(encoder)
         train_only(model, {n for n, _ in model.named_parameters() if "prefix_encoder." in n})
+        if start is not None:
+            load_named(model, start, Path(self.ptuning_checkpoint))
         return model
+
+    def save(self, model: nn.Module, state: dict[str, Tensor], folder: Path, base: dict[str, Any]) -> None:
+        """Also in the form of the official P-Tuning checkpoints."""
+        save_checked(state, folder / ADAPTER_WEIGHTS)
+        torch.save(state, folder / OFFICIAL_WEIGHTS)
+        dataclasses.replace(self, ptuning_checkpoint=None).save_description(folder, base)
 
     def load(self, model: nn.Module, folder: Path) -> nn.Module:
         model = self.apply(model)
@@ -40,17 +78,64 @@ def initialise(encoder: nn.Module) -> None:
             module.reset_parameters()
 
 
-def put_prefix(model: nn.Module, file: Path) -> None:
+def read_prefix(path: Path) -> dict[str, Tensor]:
+    """The `transformer.prefix_encoder.*` tensors of an official P-Tuning checkpoint, of an adapter, or of one file.
+
+    Raises:
+        CheckpointError: no such file, one that cannot be read, or one without a prefix.
+    """
+    file = path
+    if path.is_dir():
+        file = next((path / name for name in (ADAPTER_WEIGHTS, OFFICIAL_WEIGHTS) if (path / name).is_file()), path)
+    if not file.is_file():
+        raise CheckpointError(f"{path}: no prefix here; name a folder with {OFFICIAL_WEIGHTS}, or the file")
+    state = load_checked(file) if file.suffix == ".safetensors" else _load_pickle(file)
+    state = {name: tensor for name, tensor in state.items() if "prefix_encoder." in name}
+    if EMBEDDING not in state:
+        raise CheckpointError(f"{file}: holds no {EMBEDDING}; name a P-Tuning v2 checkpoint")
+    return state
+
+
+def _load_pickle(file: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a torn or foreign file makes the reader raise
+        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(f"{file}: is torn or no weight file ({reason}); copy it again") from None
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise CheckpointError(f"{file}: holds something other than named tensors; name a P-Tuning v2 checkpoint")
+    return state
+
+
+def shape_of(state: dict[str, Tensor]) -> tuple[int, bool, int | None]:
+    """Length, whether it is projected, and the width inside the projection."""
+    projection = state.get(PROJECTION)
+    return len(state[EMBEDDING]), projection is not None, None if projection is None else len(projection)
+
+
+def check_fit(model: nn.Module, state: dict[str, Tensor], place: str | Path) -> None:
+    """Raises CheckpointError if a prefix was trained on a model of another shape."""
+    config = model.config
+    heads = getattr(config, "multi_query_group_num", config.num_attention_heads)
+    layer = 2 * heads * getattr(config, "kv_channels", config.hidden_size // config.num_attention_heads)
+    width = state["transformer.prefix_encoder.trans.2.weight" if PROJECTION in state else EMBEDDING].shape[
+        0 if PROJECTION in state else 1
+    ]
+    if width != layer * config.num_layers:
+        layers = f"{width // layer} layers" if width % layer == 0 else f"width {width}"
+        raise CheckpointError(
+            f"{place}: a prefix of {layers}, the model has {config.num_layers} of {layer}; name the prefix's base"
+        )
+
+
+def put_prefix(model: nn.Module, path: Path) -> None:
     """Put a trained prefix onto a base model; its length and projection are read off its tensors.
 
     Raises:
-        CheckpointError: the file holds no `transformer.prefix_encoder.*`, or it fits another model.
+        CheckpointError: it holds no `transformer.prefix_encoder.*`, or fits another model.
     """
-    state = {name: t for name, t in load_checked(file).items() if "prefix_encoder." in name}
-    embedding = state.get("transformer.prefix_encoder.embedding.weight")
-    if embedding is None:
-        raise CheckpointError(f"{file}: holds no transformer.prefix_encoder.embedding.weight; name a prefix file")
-    projected = "transformer.prefix_encoder.trans.0.weight" in state
-    Prefix(len(embedding), projected).apply(model)
-    load_named(model, state, file)
+    state = read_prefix(path)
+    check_fit(model, state, path)
+    Prefix(*shape_of(state)).apply(model)
+    load_named(model, state, path)
     model.transformer.prefix_encoder.to(model.dtype)
