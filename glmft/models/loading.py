@@ -96,6 +96,11 @@ def load_model(config: Any, folder: str | Path, dtype: torch.dtype, attn_impleme
         _find_broken(files)
         raise CheckpointError(f"{folder}: the weights cannot be loaded ({_one_line(error)})") from None
     prefix = {name for name in found["missing_keys"] if "prefix_encoder" in name}
+    if config.pre_seq_len and not prefix and set(EMBEDDINGS) & set(found["missing_keys"]):
+        raise CheckpointError(
+            f"{folder}: holds a P-Tuning prefix and no model; name its base with --model_name_or_path, and this folder "
+            "with --ptuning_checkpoint"
+        )
     problems = [f"{folder}: {n} is missing from the weights" for n in sorted(set(found["missing_keys"]) - prefix)]
     problems += [f"{folder}: {n} belongs to no part of the model" for n in sorted(found["unexpected_keys"])]
     problems += [f"{folder}: {_one_line(m)} has another shape than config.json says" for m in found["mismatched_keys"]]

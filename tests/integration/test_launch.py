@@ -1,7 +1,10 @@
 """Real launches, as users type them."""
 
 import json
+import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +13,7 @@ import pytest
 from ranks import BASE, ROOT, free_port, train
 
 import glmft
+from glmft.cli import main
 from glmft.generation import answer
 
 BIN = Path(sys.executable).parent
@@ -27,6 +31,7 @@ REFERENCE_TUNERS = {
     "freeze": ["--train_type", "freeze", "--freeze_module_name", "layers.3.,layers.2."],
     "ptuning": ["--train_type", "ptuning", "--pre_seq_len", "16", "--prefix_projection", "True"],
     "ptuning-plain": ["--train_type", "ptuning", "--pre_seq_len", "16", "--prefix_projection", "False", "--is_skip"],
+    "prompt": ["--train_type", "prompt", "--pre_seq_len", "8", "--prompt_encoder", "mlp"],
     "all": ["--train_type", "all"],
 }
 
@@ -152,3 +157,44 @@ print("left:", {{"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}} & set(os.e
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "left: set()"
     assert len(losses(tmp_path / "1")) == len(losses(tmp_path / "2")) == 1
+
+
+def test_an_official_p_tuning_checkpoint_predicts_and_trains_on(uneven, tmp_path):
+    common = ["--train_path", str(uneven), "--max_steps", "3", "--train_type", "ptuning", "--learning_rate", "1e-1"]
+    shape = ["--pre_seq_len", "4", "--prefix_projection", "False"]
+    codes, printed = train([*common, *shape, "--output_dir", str(tmp_path / "first")], 1, tmp_path)
+    assert codes == [0], printed
+    checkpoint = tmp_path / "checkpoint-3000"
+    checkpoint.mkdir()
+    shutil.copy(tmp_path / "first" / "pytorch_model.bin", checkpoint)
+    answers = []
+    for i, model in enumerate(
+        (["--model_name_or_path", str(tmp_path / "first")], ["--ptuning_checkpoint", str(checkpoint)])
+    ):
+        folder = tmp_path / f"answers-{i}"
+        flags = ["--test_path", str(uneven), "--max_new_tokens", "8", "--output_dir", str(folder)]
+        assert main([*model, *flags], command="predict") == 0
+        answers.append((folder / "generated_predictions.txt").read_text(encoding="utf-8"))
+    assert answers[0] == answers[1]
+    on = ["--ptuning_checkpoint", str(checkpoint), "--output_dir", str(tmp_path / "on")]
+    codes, printed = train([*common, *on], 1, tmp_path)
+    assert codes == [0], printed
+    described = json.loads((tmp_path / "on" / "glmft_adapter.json").read_text(encoding="utf-8"))
+    assert (described["pre_seq_len"], described["prefix_projection"]) == (4, False)
+    torn = [*common, "--ptuning_checkpoint", str(uneven), "--output_dir", str(tmp_path / "torn")]
+    codes, printed = train(torn, 1, tmp_path)
+    assert codes == [2]
+    assert "is torn or no weight file" in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("tuner", ["lora", "ptuning", "prompt"])
+def test_what_trains_can_be_held_in_bf16_and_is_listed(tuner, uneven, tmp_path):
+    flags = ["--train_path", str(uneven), "--max_steps", "3", "--dtype", "bf16", "--trainable_dtype", "bf16"]
+    flags += ["--gradient_checkpointing", "--use_reentrant", "--show_loss_step", "1", *REFERENCE_TUNERS[tuner]]
+    codes, printed = train([*flags, "--output_dir", str(tmp_path / "out")], 2, tmp_path)
+    assert codes == [0, 0], printed
+    assert "what trains:" in printed
+    assert re.search(r"  \S+: \d+ x \[.*\] bfloat16", printed)
+    assert re.search(r"trainable parameters: [\d,]+ of [\d,]+ \(\d+\.\d{4}%\), [\d,]+ bytes to save", printed)
+    assert all(math.isfinite(loss) for loss in losses(tmp_path / "out"))

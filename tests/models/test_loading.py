@@ -113,6 +113,20 @@ def test_missing_unexpected_and_misshaped_tensors_are_named(model_folder):
         assert next(iter(changes)) in caught.value.problems[0]
 
 
+def test_a_prefix_alone_is_no_model(model_folder):
+    """What the official P-Tuning script saves: config.json, and a pytorch_model.bin that holds the prefix alone."""
+    config = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
+    (model_folder / "config.json").write_text(json.dumps({**config, "pre_seq_len": 4, "prefix_projection": False}))
+    (model_folder / "model.safetensors").unlink()
+    prefix = {"transformer.prefix_encoder.embedding.weight": torch.ones(4, 3 * 2 * 2 * 16)}
+    torch.save(prefix, model_folder / "pytorch_model.bin")
+    with pytest.raises(
+        CheckpointError, match=r"holds a P-Tuning prefix and no model; .*--ptuning_checkpoint"
+    ) as caught:
+        load(model_folder)
+    assert len(caught.value.problems) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
