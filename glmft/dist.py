@@ -49,20 +49,24 @@ def choose_device(device: str) -> Any:
 
 
 def choose_dtype(dtype: str, device: Any) -> Any:
-    """`auto`: bf16 where the accelerator has it, fp32 on a CPU. Raises ConfigError for fp16 on a CPU."""
+    """`auto`: bf16 where the accelerator has it, fp32 on a CPU."""
     import torch
 
     if dtype == "auto":
         dtype = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    if dtype == "fp16" and device.type == "cpu":
-        raise ConfigError("--dtype fp16: DeepSpeed has no fp16 on a CPU; use bf16 or fp32")
     return getattr(torch, DTYPES[dtype])
 
 
 def start(device: str = "auto", dtype: str = "auto") -> World:
-    """Join the other ranks; without a launcher, be a world of one, which needs no port."""
+    """Join the other ranks; without a launcher, be a world of one, which needs no port.
+
+    Raises:
+        ConfigError: a device that is not there, or fp16 on a CPU.
+    """
     chosen = choose_device(device)
     number_format = choose_dtype(dtype, chosen)
+    if dtype == "fp16" and chosen.type == "cpu":
+        raise ConfigError("--dtype fp16: DeepSpeed has no fp16 on a CPU; use bf16 or fp32")
     if chosen.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it

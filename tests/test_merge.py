@@ -51,6 +51,37 @@ def test_the_merged_model_is_complete_and_computes_what_the_adapter_does(adapter
     assert tokenizer("云川")["input_ids"]
 
 
+@pytest.mark.parametrize("family", ["glm", "glm2", "glm3"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"init_lora_weights": "pissa"},
+        {"modules_to_save": "final_layernorm"},
+    ],
+    ids=str,
+)
+def test_every_kind_of_lora_merges_on_every_family(options, family, official_folders, tmp_path):
+    """Official folders: sharded .bin files of float16, which the merged model stays in."""
+    base = official_folders[family]
+    tuner = Lora(2, 4, 0.0, "all-linear", **options)
+    model = tuner.apply(load_model(load_config(base), base, torch.float32)).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    tuner.save(model, tuner.state(model), folder, described(base))
+    merged, tokenizer = glmft.load(merge(MergeConfig(model_dir=str(folder))), dtype="fp32", device="cpu")
+    batch = tokenizer(["云川岭溪"], return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(merged(**batch).logits, model(**batch).logits, atol=0.05, rtol=0.05)
+
+
 def test_the_default_output_lies_in_the_adapter_and_is_never_written_twice(adapter):
     config = MergeConfig(model_dir=str(adapter))
     out = merge(config)
