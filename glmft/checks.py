@@ -5,8 +5,9 @@ import math
 import re
 from pathlib import Path
 
-from glmft.config import TRAIN_TYPE_ALIASES, TRAIN_TYPES, TrainConfig, find_ds_file, nearest
+from glmft.config import TRAIN_TYPE_ALIASES, TRAIN_TYPES, DataSettings, TrainConfig, find_ds_file, nearest
 from glmft.errors import ConfigError
+from glmft.sources import find_sources
 
 
 def check(config: TrainConfig) -> list[str]:
@@ -20,14 +21,17 @@ def check(config: TrainConfig) -> list[str]:
             f"--max_src_len {config.max_src_len} leaves no room for an answer in --max_len {config.max_len}; "
             "make it smaller, or max_len larger"
         )
+    problems += length_problems(config)
     if config.resume is not None and config.resume != "yes" and not config.resume.isdigit():
         problems.append(f"--resume {config.resume}: is neither yes nor the step of a checkpoint")
     if config.resume is not None and config.overwrite_output_dir:
         problems.append("--resume and --overwrite_output_dir exclude each other; give one")
     problems += _tuner_problems(config)
     problems += _range_problems(config)
-    if config.train_path and not Path(config.train_path).is_file():
-        problems.append(f"--train_path {config.train_path}: no such file")
+    try:
+        find_sources(config.train_path or "")
+    except ConfigError as error:
+        problems += error.problems if config.train_path else []
     if config.model_name_or_path and not Path(config.model_name_or_path).is_dir():
         problems.append(f"--model_name_or_path {config.model_name_or_path}: no such folder (nothing is downloaded)")
     try:
@@ -35,6 +39,22 @@ def check(config: TrainConfig) -> list[str]:
     except ConfigError as error:
         problems += error.problems
     return problems
+
+
+def length_problems(config: DataSettings) -> list[str]:
+    """What is wrong with the lengths: half of a pair, or both ways to give them."""
+    pair = {"max_source_length": config.max_source_length, "max_target_length": config.max_target_length}
+    given = [f"--{name}" for name, value in pair.items() if value is not None]
+    if not given:
+        return []
+    if len(given) == 1:
+        return [f"{given[0]}: needs the other of --max_source_length and --max_target_length"]
+    defaults = {f.name: f.default for f in dataclasses.fields(DataSettings)}
+    both = [f"--{name}" for name in ("max_len", "max_src_len") if getattr(config, name) != defaults[name]]
+    problems = (
+        [f"{', '.join(both)}: exclude --max_source_length and --max_target_length; give one pair"] if both else []
+    )
+    return problems + [f"--{name} {value}: must be at least 4" for name, value in pair.items() if value < 4]
 
 
 def _tuner_problems(config: TrainConfig) -> list[str]:

@@ -17,6 +17,7 @@ from glmft.errors import ConfigError
 from glmft.family import FAMILIES
 
 TRAIN_TYPES = ("full", "freeze", "ptuning", "prompt", "lora")
+DATA_FORMATS = ("auto", "triples", "pairs", "conversations", "messages")
 TRAIN_TYPE_ALIASES = {"all": "full"}
 EMBEDDED = "examples/quickstart"
 
@@ -63,21 +64,49 @@ class ModelSettings:
 
 
 @dataclass
-class LengthSettings:
-    """lengths"""
+class DataSettings:
+    """data"""
 
+    data_format: str = setting("auto", "what the records are; auto: by their keys", choices=DATA_FORMATS)
+    input_separator: str = setting("", "triples: what stands between instruction and input")
+    prompt_column: str | None = setting(None, "pairs: key of the question (default: content)")
+    response_column: str | None = setting(None, "pairs: key of the answer (default: summary)")
+    history_column: str | None = setting(None, "pairs: key of the earlier [question, answer] pairs")
+    source_prefix: str = setting("", "pairs: text before every question")
+    on_bad_record: str = setting(
+        "error", "error: stop with the first few; skip: count them and write rejected.jsonl", choices=("error", "skip")
+    )
+    template: str = setting(
+        "default",
+        "default: the family's official chat prompt; reference: that of ChatGLM-Finetuning; raw: none, for base models",
+        choices=("default", "reference", "raw"),
+    )
     max_len: int = setting(1024, "longest row, prompt, answer and end token together, in tokens")
-    max_src_len: int = setting(256, "longest prompt with its special tokens, in tokens")
+    max_src_len: int = setting(256, "longest prompt of one question with its special tokens, in tokens")
+    max_source_length: int | None = setting(
+        None, "with max_target_length, in place of the two above: longest prompt, in tokens", ("--max_input_length",)
+    )
+    max_target_length: int | None = setting(
+        None, "longest answer without its end token, in tokens", ("--max_output_length",)
+    )
 
 
 @dataclass
-class TrainDataSettings(LengthSettings):
+class TrainDataSettings(DataSettings):
     """data"""
 
     train_path: str | None = setting(
-        None, "JSON or JSONL file of instruction/input/output records; none: the shipped sample", ("--train_file",)
+        None,
+        "JSON or JSONL files, folders, globs, comma-separated; weights mix them (a.json:0.7,b.json:0.3); none: the "
+        "shipped sample",
+        ("--train_file",),
     )
     is_skip: bool = setting(False, "drop records that are too long instead of cutting them")
+    loss_on: str = setting(
+        "flagged",
+        "what is learned of a conversation: all answers but those whose loss flag says no; all; the last",
+        choices=("flagged", "all", "last"),
+    )
 
 
 @dataclass
@@ -180,11 +209,11 @@ class TrainConfig(RunSettings, OptimizerSettings, TunerSettings, TrainDataSettin
 
 
 @dataclass
-class PredictConfig(LengthSettings, ModelSettings):
+class PredictConfig(DataSettings, ModelSettings):
     """Answer every record of a file and score the answers."""
 
     test_path: str | None = setting(
-        None, "JSON or JSONL file of records; none: the shipped test sample", ("--test_file",)
+        None, "files of records, as train_path; none: the shipped test sample", ("--test_file",)
     )
     output_dir: str | None = setting(
         None,
@@ -324,7 +353,8 @@ def default_output_dir(config: TrainConfig) -> str:
     model_name = "tiny" if model == shipped(f"{EMBEDDED}/base").resolve() else model.name
     size = {"lora": f"-{config.lora_dim}", "ptuning": f"-{config.pre_seq_len}"}.get(config.train_type, "")
     rate = f"{config.learning_rate:g}"
-    return str(Path("output") / f"{Path(config.train_path).stem}-{model_name}-{config.train_type}{size}-{rate}")
+    data = Path(config.train_path.split(",")[0].split(":")[0]).name.split(".")[0]
+    return str(Path("output") / f"{data}-{model_name}-{config.train_type}{size}-{rate}")
 
 
 def find_ds_file(name: str) -> Path:

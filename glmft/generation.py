@@ -12,22 +12,25 @@ from glmft.data.templates import answer_text
 def answer(
     model: Any,
     tokenizer: Any,
-    queries: Sequence[str],
+    queries: Sequence[str | Sequence[dict[str, Any]]],
     *,
     batch_size: int = 16,
     max_src_len: int = 2048,
     max_new_tokens: int = 256,
+    template: str = "default",
     advance: Callable[[int], Any] = lambda done: None,
 ) -> list[str]:
     """The model's answer to each query, in the order of the queries.
 
     Args:
+        queries: questions, or conversations of messages with `role` and `content`.
         batch_size: prompts generated together.
         max_src_len: longest prompt, in tokens; longer ones are cut as in training.
         max_new_tokens: longest answer, in tokens.
+        template: as in training.
         advance: called with the number of answers finished since its last call.
     """
-    prompts = [encode_prompt(tokenizer, query, max_src_len)[0] for query in queries]
+    prompts = [encode_prompt(tokenizer, query, max_src_len, template)[0] for query in queries]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     answers = [""] * len(prompts)
     for first in range(0, len(order), batch_size):

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from glmft import config as settings
 from glmft import dist
-from glmft.checks import check
+from glmft.checks import check, length_problems
 from glmft.config import PredictConfig, TrainConfig
 from glmft.errors import ConfigError
 from glmft.loading import load, locate
+from glmft.sources import find_sources
 
 if TYPE_CHECKING:
     from glmft.engine import TrainResult
@@ -47,7 +48,7 @@ def train(config: TrainConfig) -> "TrainResult":
     from glmft.models.loading import load_model
 
     with dist.same_fate():
-        (job, examples, model_config), lines = prepare(config, world)
+        (job, loaded, model_config), lines = prepare(config, world)
         if world.is_main:
             checkpoint.claim_output(job.folder, config.overwrite_output_dir, config.resume is not None)
     for line in [*said, world.describe(), *lines] if world.is_main else []:
@@ -61,6 +62,7 @@ def train(config: TrainConfig) -> "TrainResult":
     if world.is_main:
         (job.folder / checkpoint.RUN_CONFIG).write_text(settings.to_json(config) + "\n", encoding="utf-8")
         (job.folder / "ds_config.json").write_text(json.dumps(job.ds_config, indent=2) + "\n", encoding="utf-8")
+        write_rejected(job.folder, loaded.rejected)
     seed_everything(config.seed, world.rank)
     model = job.tuner.apply(model)
     hold_trainable(model, config.trainable_dtype)
@@ -70,17 +72,16 @@ def train(config: TrainConfig) -> "TrainResult":
             model.enable_input_require_grads()
     if world.is_main:
         print(parameter_table(model), flush=True)
-    return engine.train(model, examples, job, resume_from)
+    return engine.train(model, loaded.examples, job, resume_from)
 
 
 def prepare(config: TrainConfig, world: dist.World) -> tuple[Any, list[str]]:
     """Everything but the weights: model configuration, tokenizer, encoded data, tuner and DeepSpeed settings.
 
-    All that can be wrong shows here, in seconds. Returns (job, examples, model configuration) and lines to print.
+    All that can be wrong shows here, in seconds. Returns (job, loaded data, model configuration) and lines to print.
     """
     from glmft import ds_config
-    from glmft.data.encode import encode_records
-    from glmft.data.formats import read_records
+    from glmft.data.load import load_examples
     from glmft.data.sampler import Plan
     from glmft.engine import Job
     from glmft.models.loading import fingerprint, load_config, meta_model, weight_files
@@ -102,10 +103,13 @@ def prepare(config: TrainConfig, world: dist.World) -> tuple[Any, list[str]]:
     dtype = next(name for name, torch_name in dist.DTYPES.items() if str(world.dtype).endswith(torch_name))
     deepspeed_config, lines = ds_config.resolve(settings.find_ds_file(config.ds_file), config, world.size, dtype)
     tokenizer = load_tokenizer(place.base, model_config.family)
-    records = read_records(config.train_path)
-    examples, report = encode_records(records, tokenizer, config.max_len, config.max_src_len, config.is_skip)
+    loaded = load_examples(find_sources(config.train_path), config, tokenizer, config.seed)
     plan = Plan(
-        len(examples), config.per_device_train_batch_size, config.gradient_accumulation_steps, world.size, config.seed
+        len(loaded.examples),
+        config.per_device_train_batch_size,
+        config.gradient_accumulation_steps,
+        world.size,
+        config.seed,
     )
     base = {
         "family": model_config.family,
@@ -115,7 +119,14 @@ def prepare(config: TrainConfig, world: dist.World) -> tuple[Any, list[str]]:
     job = Job(config, deepspeed_config, world, tuner, base, tokenizer, plan, Path(config.output_dir))
     if model_config.rope_line:
         lines.append(model_config.rope_line)
-    return (job, examples, model_config), [*lines, *report.lines()]
+    return (job, loaded, model_config), [*lines, *loaded.lines]
+
+
+def write_rejected(folder: Path, rejected: list[tuple[str, str]]) -> None:
+    """The bad records of the data, a line each: where it stands and what is wrong with it."""
+    if rejected:
+        lines = (json.dumps({"place": p, "reason": r}, ensure_ascii=False) + "\n" for p, r in rejected)
+        (folder / "rejected.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def seed_everything(seed: int, rank: int) -> None:
@@ -157,16 +168,20 @@ def parameter_table(model: Any) -> str:
 
 def predict(config: PredictConfig) -> dict[str, Any]:
     """Answer every record of a file; write generated_predictions.txt and predict_results.json; return the results."""
-    from glmft.data.formats import read_records
+    from glmft.data.load import lengths_of, read_all
     from glmft.generation import answer
     from glmft.metrics import triple_f1, triples
 
     test_path = config.test_path or str(settings.shipped(f"{settings.EMBEDDED}/test.json"))
-    if not Path(test_path).is_file():
-        raise ConfigError(f"--test_path {test_path}: no such file")
+    problems = length_problems(config)
+    if problems:
+        raise ConfigError(problems)
+    sources = find_sources(test_path, "--test_path")
     place = locate(config.model_name_or_path, config.base_model_path)
     folder = prediction_folder(config, place.adapter)
-    records = read_records(test_path)[: config.max_samples]
+    records, rejected = read_all(sources, config)
+    records = records[: config.max_samples]
+    write_rejected(folder, rejected)
     quiet()
     model, tokenizer = load(
         config.model_name_or_path,
@@ -183,10 +198,11 @@ def predict(config: PredictConfig) -> dict[str, Any]:
         answers = answer(
             model,
             tokenizer,
-            [record.query for record in records],
+            [record.question for record in records],
             batch_size=config.per_device_eval_batch_size,
-            max_src_len=config.max_src_len,
+            max_src_len=lengths_of(config, tokenizer.family).max_src_len,
             max_new_tokens=config.max_new_tokens,
+            template=config.template,
             advance=bar.update,
         )
     labels = [record.answer for record in records]
@@ -197,7 +213,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / "generated_predictions.txt").write_text(lines, encoding="utf-8")
     (folder / "predict_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    return {**results, "folder": str(folder), "rows": rows, "queries": [record.query for record in records]}
+    return {**results, "folder": str(folder), "rows": rows, "questions": [record.question for record in records]}
 
 
 def prediction_folder(config: PredictConfig, adapter: Path | None) -> Path:

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "glmft"
 LEVELS = [
     {"errors"},
     {"family", "dist"},
-    {"config"},
+    {"config", "sources"},
     {"checks", "ds_config", "optim", "metrics"},
     {"models", "tokenizers", "data"},
     {"tuners"},

@@ -28,11 +28,10 @@ def collate(examples: Sequence[Example], tokenizer: Any, supervise: bool = True)
     labels = torch.full((len(examples), longest), IGNORED)
     positions: list[int] = []
     for row, example in enumerate(examples):
-        length, prompt = len(example.ids), example.prompt_length
-        ids[row, :length] = torch.tensor(example.ids)
-        if supervise:
-            labels[row, prompt:length] = ids[row, prompt:length]
-            positions += range(row * longest + prompt - 1, row * longest + length - 1)
+        ids[row, : len(example.ids)] = torch.tensor(example.ids)
+        for first, end in example.spans if supervise else ():
+            labels[row, first:end] = ids[row, first:end]
+            positions += range(row * longest + first - 1, row * longest + end - 1)
     batch = {"input_ids": ids, "labels": labels, "loss_positions": torch.tensor(positions, dtype=torch.long)}
     return batch | two_dimensional(examples, tokenizer, longest) if tokenizer.family == "glm" else batch
 

@@ -1,86 +1,290 @@
-"""Read records and check them, so that no bad one reaches the model."""
+"""What users hold, as one thing: a conversation. Records are checked here, so that no bad one reaches the model."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from glmft.data.read import read_values
 from glmft.errors import DataError
 
 MOST_PROBLEMS = 5
+ROLES = ("system", "user", "assistant", "observation")
+Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Record:
-    """One example: what is asked, what is to be answered, and where it stands (FILE:LINE)."""
+    """One example.
 
-    query: str
-    answer: str
+    Args:
+        messages: of `role` and `content`; perhaps with `metadata` (the tool that an assistant calls), `loss` (whether
+            it is learned; None: nothing was said), `tools` (described in a system message, then without content).
+        place: FILE:LINE.
+    """
+
+    messages: tuple[Message, ...]
     place: str
 
+    @property
+    def question(self) -> list[Message]:
+        """All messages before the last answer."""
+        return list(self.messages[:-1] if self.messages[-1]["role"] == "assistant" else self.messages)
 
-def read_records(path: str | Path) -> list[Record]:
-    """All records of a JSON array or JSONL file of instruction/input/output objects; UTF-8, with or without BOM.
+    @property
+    def answer(self) -> str:
+        last = self.messages[-1]
+        return last["content"] if last["role"] == "assistant" else ""
 
-    `input` may be absent or empty; instruction and input are joined with nothing between. An empty `output` is an
-    answer too (a text without triples): the end token alone is learned.
+
+def single(query: str, answer: str, place: str = "") -> Record:
+    """A record of one question and its answer."""
+    return Record(({"role": "user", "content": query}, {"role": "assistant", "content": answer}), place)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to read records; the fields are flags of the same names."""
+
+    data_format: str = "auto"
+    input_separator: str = ""
+    prompt_column: str | None = None
+    response_column: str | None = None
+    history_column: str | None = None
+    source_prefix: str = ""
+    on_bad_record: str = "error"
+
+
+@dataclass
+class Read:
+    """Records, and what was refused: (place, reason)."""
+
+    records: list[Record] = field(default_factory=list)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+
+
+def read_records(files: Path | str | Iterable[Path | str], options: Options | None = None) -> Read:
+    """All records of one or several files.
 
     Raises:
-        DataError: the file cannot be read or holds no record, or the first few bad lines, each with file and line.
+        DataError: a file that cannot be read or holds no record; with `on_bad_record` error, the first few bad records.
     """
-    path = Path(path)
-    records, problems = [], []
-    for place, value in _values(path):
-        try:
-            records.append(_record(value, place))
-        except DataError as error:
-            problems += error.problems
-            if len(problems) == MOST_PROBLEMS:
-                break
-    if problems:
-        raise DataError(problems)
-    if not records:
-        raise DataError(f"{path}: holds no record")
-    return records
+    options = options or Options()
+    files = [files] if isinstance(files, str | Path) else list(files)
+    result = Read()
+    for file in files:
+        convert: Callable[[Any, Options], tuple[Message, ...]] | None = None
+        for place, value in read_values(Path(file)):
+            try:
+                if isinstance(value, DataError):
+                    raise value
+                convert = convert or FORMATS[detect(value, options)]
+                result.records.append(Record(_checked(convert(value, options)), place))
+            except DataError as error:
+                result.rejected.append((place, _named(error, place)))
+                if options.on_bad_record == "error" and len(result.rejected) == MOST_PROBLEMS:
+                    raise DataError(reason for _, reason in result.rejected) from None
+    if result.rejected and (options.on_bad_record == "error" or not result.records):
+        raise DataError([reason for _, reason in result.rejected][:MOST_PROBLEMS])
+    if not result.records:
+        raise DataError(f"{', '.join(map(str, files))}: holds no record")
+    return result
 
 
-def _values(path: Path) -> list[tuple[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}:{line}: is not UTF-8; save the file as UTF-8") from None
-    if text.lstrip()[:1] == "[":
-        values = _parse(text, path, 1)
-        return [(f"{path}: record {i}", value) for i, value in enumerate(values, 1)]
-    lines = enumerate(text.split("\n"), 1)
-    return [(f"{path}:{number}", _parse(line, path, number)) for number, line in lines if line.strip()]
+def _named(error: DataError, place: str) -> str:
+    [problem] = error.problems[:1]
+    return problem if problem.startswith(place.split(": record")[0]) else f"{place}: {problem}"
 
 
-def _parse(text: str, path: Path, first_line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise DataError(f"{path}:{line}: broken JSON ({error.msg}, column {error.colno})") from None
-    except RecursionError:
-        raise DataError(f"{path}:{first_line}: JSON nested too deeply") from None
+# ---------------------------------------------------------------------------------------------------- formats
 
 
-def _record(value: Any, place: str) -> Record:
+def detect(value: Any, options: Options) -> str:
+    """The format of a record by its keys; of a file, by its first good record."""
+    if options.data_format != "auto":
+        return options.data_format
     if not isinstance(value, dict):
-        raise DataError(f"{place}: a {type(value).__name__}, not an object with instruction, input, output")
+        raise DataError(f"a {type(value).__name__}, not an object with instruction, input, output")
+    if options.prompt_column or options.response_column:
+        return "pairs"
+    for name, keys in KEYS.items():
+        if set(keys) & value.keys():
+            return name
+    known = "; ".join(f"{name} ({', '.join(keys)})" for name, keys in KEYS.items())
+    raise DataError(f"an object with {', '.join(value) or 'nothing'}: of no known format. There are {known}")
+
+
+def triples(value: Any, options: Options) -> tuple[Message, ...]:
+    """instruction, input (may be absent, null or empty), output, and perhaps a history of pairs."""
+    _object(value, "instruction, input, output")
     for key in ("instruction", "output"):
         if key not in value:
-            raise DataError(f"{place}: {key!r} is missing; every record needs instruction, input, output")
-    parts = [value["instruction"], value.get("input") or "", value["output"]]
-    for key, part in zip(("instruction", "input", "output"), parts, strict=True):
-        if not isinstance(part, str):
-            raise DataError(f"{place}: {key!r} is a {type(part).__name__}, not a string")
-        if not part.isprintable() and any("\ud800" <= c <= "\udfff" for c in part):
-            raise DataError(f"{place}: {key!r} holds half a surrogate pair, which is no character; remove it")
-    if not (parts[0] + parts[1]).strip():
-        raise DataError(f"{place}: instruction and input are both empty")
-    return Record(query=parts[0] + parts[1], answer=parts[2], place=place)
+            raise DataError(f"{key!r} is missing; every record needs instruction, input, output")
+    instruction, given = _string(value["instruction"], "instruction"), _string(value.get("input") or "", "input")
+    query = instruction + (options.input_separator if instruction and given else "") + given
+    if not query.strip():
+        raise DataError("instruction and input are both empty")
+    return (*_history(value.get("history")), _user(query), _assistant(_string(value["output"], "output")))
+
+
+def pairs(value: Any, options: Options) -> tuple[Message, ...]:
+    """A prompt and a response in columns of any name, and perhaps a history of pairs; ADGEN's by default."""
+    prompt, response = options.prompt_column or "content", options.response_column or "summary"
+    _object(value, f"{prompt}, {response}")
+    for key in (prompt, response):
+        if key not in value:
+            raise DataError(f"{key!r} is missing; name the columns with --prompt_column and --response_column")
+        if not _string(value[key], key):
+            raise DataError(f"{key!r} is empty")
+    history = _history(value.get(options.history_column)) if options.history_column else ()
+    return (*history, _user(options.source_prefix + value[prompt]), _assistant(value[response]))
+
+
+def conversations(value: Any, options: Options) -> tuple[Message, ...]:
+    """ChatGLM3's fine-tuning format: `conversations` of messages, and perhaps `tools`."""
+    _object(value, "conversations")
+    return _dialogue(value, "conversations")
+
+
+def messages(value: Any, options: Options) -> tuple[Message, ...]:
+    """`messages` as OpenAI's and ZhipuAI's services take them; tool calls and ChatGLM3's tool messages too."""
+    _object(value, "messages")
+    return _dialogue(value, "messages")
+
+
+KEYS = {
+    "conversations": ("conversations",),
+    "messages": ("messages",),
+    "triples": ("instruction", "output"),
+    "pairs": ("content", "summary"),
+}
+FORMATS = {"triples": triples, "pairs": pairs, "conversations": conversations, "messages": messages}
+
+
+def _dialogue(value: dict[str, Any], key: str) -> tuple[Message, ...]:
+    if key not in value:
+        raise DataError(f"{key!r} is missing")
+    if not isinstance(value[key], list) or not value[key]:
+        raise DataError(f"{key!r} is {'empty' if value[key] == [] else 'no list of messages'}")
+    found: list[Message] = []
+    if "tools" in value:
+        found.append({"role": "system", "tools": value["tools"]})
+    for number, message in enumerate(value[key], 1):
+        try:
+            found += _messages(message)
+        except DataError as error:
+            raise DataError(f"message {number}: {error.problems[0]}") from None
+    return tuple(found)
+
+
+def _messages(message: Any) -> list[Message]:
+    """The messages that one of a file stands for: a tool message is a call and what came of it."""
+    _object(message, "role, content")
+    role = message.get("role")
+    if role == "tool":
+        return _observation(message) if "content" in message and "parameters" not in message else _tool(message)
+    if role not in ROLES:
+        raise DataError(f"role {role!r} is none of {', '.join(ROLES)}, tool")
+    calls = message.get("tool_calls")
+    if role == "assistant" and calls:
+        return _calls(message, calls)
+    if "content" not in message:
+        raise DataError(f"'content' of a message of {role} is missing")
+    content = message["content"]
+    if role == "assistant" and isinstance(content, dict | list):
+        raise DataError("'content' is no string; conversations with the code interpreter are not supported")
+    built: Message = {"role": role, "content": _string(content, "content")}
+    if role in ("assistant", "observation"):
+        built["loss"] = _flag(message)
+    return [built]
+
+
+def _tool(message: dict[str, Any]) -> list[Message]:
+    """ChatGLM3's `tool`: the assistant's call as Python text, then the observation, which is never learned."""
+    name = _string(message.get("name"), "name")
+    call = {**_call(name, message.get("parameters")), "loss": _flag(message)}
+    observed = message.get("observation")
+    text = observed if isinstance(observed, str) else json.dumps(observed, ensure_ascii=False)
+    return [call, {"role": "observation", "content": text, "loss": False}]
+
+
+def _calls(message: dict[str, Any], calls: Any) -> list[Message]:
+    """An assistant's `tool_calls`, each a message; text beside them comes first."""
+    built: list[Message] = []
+    if message.get("content"):
+        built.append({"role": "assistant", "content": _string(message["content"], "content"), "loss": _flag(message)})
+    for call in calls if isinstance(calls, list) else [None]:
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict):
+            raise DataError("'tool_calls' must be a list of objects with a function of name and arguments")
+        arguments = function.get("arguments", {})
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments or "{}")
+            except ValueError:
+                raise DataError("'arguments' of a tool call are no JSON object") from None
+        built.append({**_call(_string(function.get("name"), "name"), arguments), "loss": _flag(message)})
+    return built
+
+
+def _call(name: str, parameters: Any) -> Message:
+    if not isinstance(parameters, dict):
+        raise DataError(f"the parameters of tool {name!r} are a {type(parameters).__name__}, not an object")
+    arguments = ", ".join(f"{key}={value!r}" for key, value in parameters.items())
+    return {"role": "assistant", "metadata": name, "content": f"```python\ntool_call({arguments})\n```"}
+
+
+def _observation(message: dict[str, Any]) -> list[Message]:
+    """OpenAI's `tool`: what a call came to."""
+    return [{"role": "observation", "content": _string(message["content"], "content"), "loss": False}]
+
+
+def _flag(message: dict[str, Any]) -> bool | None:
+    """`loss` as ChatGLM3 reads it: through int(), so 0.5 and "0" mean no."""
+    if "loss" not in message:
+        return None
+    try:
+        return bool(int(message["loss"]))
+    except (TypeError, ValueError):
+        raise DataError(f"'loss' is {message['loss']!r}; give true or false") from None
+
+
+def _history(value: Any) -> list[Message]:
+    """Earlier rounds; they are not learned."""
+    if value is None:
+        return []
+    good = isinstance(value, list) and all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(t, str) for t in pair) for pair in value
+    )
+    if not good:
+        raise DataError("the history is no list of [question, answer] pairs")
+    return [m for question, answer in value for m in (_user(question), {**_assistant(answer), "loss": False})]
+
+
+def _user(content: str) -> Message:
+    return {"role": "user", "content": content}
+
+
+def _assistant(content: str) -> Message:
+    return {"role": "assistant", "content": content}
+
+
+def _object(value: Any, keys: str) -> None:
+    if not isinstance(value, dict):
+        raise DataError(f"a {type(value).__name__}, not an object with {keys}")
+
+
+def _string(value: Any, key: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{key!r} is {'null' if value is None else f'a {type(value).__name__}'}, not a string")
+    return value
+
+
+def _checked(found: tuple[Message, ...]) -> tuple[Message, ...]:
+    for text in (text for message in found for text in (message.get("content", ""), message.get("metadata", ""))):
+        if "\x00" in text:
+            raise DataError("a text holds a NUL byte; remove it")
+        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+            raise DataError("a text holds half a surrogate pair, which is no character; remove it")
+    return found

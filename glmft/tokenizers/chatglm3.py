@@ -65,18 +65,24 @@ class ChatGLM3Tokenizer(ChatGLMTokenizer):
         return self.pad({"input_ids": [ids]}, return_tensors="pt")
 
     def chat_ids(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
-        """A message may also have `metadata` (an assistant's tool) and, of role system, `tools`."""
         ids = list(self.prefix_ids)
         for message in messages:
-            content = message.get("content") or ""
-            if message["role"] == "system" and "tools" in message:
-                content += "\n" + json.dumps(message["tools"], indent=4, ensure_ascii=False)
-            ids += self.build_single_message(message["role"], message.get("metadata") or "", content)
+            ids += self.message_ids(message)
         return [*ids, self.special_ids["<|assistant|>"]] if add_generation_prompt else ids
+
+    def message_ids(self, message: Message) -> list[int]:
+        """A message may have `metadata` (an assistant's tool) and, of role system, `tools`; then without `content` the
+        official sentence about tools stands before them.
+        """
+        content = message.get("content") or ""
+        if message["role"] == "system" and "tools" in message:
+            head = message.get("content", TOOLS_SENTENCE)
+            content = f"{head}\n{json.dumps(message['tools'], indent=4, ensure_ascii=False)}"
+        return self.build_single_message(message["role"], message.get("metadata") or "", content)
 
     def with_tools(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> Sequence[Message]:
         if not tools:
             return messages
         if messages and messages[0]["role"] == "system":
             return [{**messages[0], "tools": tools}, *messages[1:]]
-        return [{"role": "system", "content": TOOLS_SENTENCE, "tools": tools}, *messages]
+        return [{"role": "system", "tools": tools}, *messages]

@@ -1,15 +1,16 @@
+import gzip
 import json
 
 import pytest
 
-from glmft.data.formats import MOST_PROBLEMS, read_records
+from glmft.data.formats import MOST_PROBLEMS, Options, read_records
 from glmft.errors import DataError
 
 GOOD = {"instruction": "抽取：", "input": "风扇不转。", "output": "风扇_部件故障_不转"}
 
 
-def file(tmp_path, content: str | bytes):
-    path = tmp_path / "data.json"
+def file(tmp_path, content: str | bytes, name: str = "data.json"):
+    path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     return path
 
@@ -18,71 +19,193 @@ def line(**changes) -> str:
     return json.dumps({**GOOD, **changes}, ensure_ascii=False)
 
 
+def one(tmp_path, value, **options):
+    """The only record of a file with this value, as (role, content) pairs."""
+    [record] = read_records(file(tmp_path, json.dumps(value)), Options(**options)).records
+    return [(m["role"], m.get("content")) for m in record.messages]
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
 def test_lines_and_arrays_give_the_same_records(tmp_path):
     rows = [GOOD, {**GOOD, "input": ""}]
-    by_line = read_records(file(tmp_path, "\n".join(json.dumps(row) for row in rows) + "\n\n"))
-    by_array = read_records(file(tmp_path, json.dumps(rows, indent=2)))
-    assert [(r.query, r.answer) for r in by_line] == [(r.query, r.answer) for r in by_array]
+    by_line = read_records(file(tmp_path, "\n".join(json.dumps(row) for row in rows) + "\n\n")).records
+    by_array = read_records(file(tmp_path, json.dumps(rows, indent=2))).records
+    assert [r.messages for r in by_line] == [r.messages for r in by_array]
     assert by_line[1].place.endswith("data.json:2")
     assert by_array[1].place.endswith("data.json: record 2")
 
 
-def test_instruction_and_input_are_joined_with_nothing_between(tmp_path):
-    record = read_records(file(tmp_path, line()))[0]
-    assert record.query == "抽取：风扇不转。"
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_files_may_be_packed_and_have_a_byte_order_mark(bom, packed, tmp_path):
+    content = bom + line().encode()
+    path = file(tmp_path, gzip.compress(content) if packed else content, "data.jsonl.gz" if packed else "data.jsonl")
+    assert read_records(path).records[0].answer == GOOD["output"]
 
 
-@pytest.mark.parametrize("row", [{"instruction": "你好", "output": "好"}, {**GOOD, "input": None}])
-def test_input_may_be_absent_or_null(row, tmp_path):
-    assert read_records(file(tmp_path, json.dumps(row)))[0].query == row["instruction"]
-
-
-def test_an_empty_answer_is_an_answer(tmp_path):
-    assert read_records(file(tmp_path, line(output="")))[0].answer == ""
-
-
-def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
-    assert read_records(file(tmp_path, b"\xef\xbb\xbf" + line().encode()))[0].answer == GOOD["output"]
+def test_several_files_are_read_one_after_the_other(tmp_path):
+    files = [file(tmp_path, line(output=name), f"{name}.json") for name in "ab"]
+    assert [record.answer for record in read_records(files).records] == ["a", "b"]
 
 
 def test_unicode_line_separators_inside_a_record_do_not_end_it(tmp_path):
-    assert "\u2028" in read_records(file(tmp_path, line(input="甲\u2028乙")))[0].query
+    assert "\u2028" in read_records(file(tmp_path, line(input="甲\u2028乙"))).records[0].question[0]["content"]
 
 
-@pytest.mark.parametrize(
-    ("content", "part"),
-    [
-        (line() + "\n" + line()[:-3], ":2: broken JSON"),
-        ("[" + line() + ",\n" + line()[:-3] + "]", ":2: broken JSON"),
-        (line() + '\n["a"]', ":2: a list, not an object"),
-        (line() + "\n17", ":2: a int, not an object"),
-        (line(instruction=3), ":1: 'instruction' is a int"),
-        (line(output=["a"]), ":1: 'output' is a list"),
-        (line(output=None), ":1: 'output' is a NoneType"),
-        ('{"input": "a", "output": "b"}', ":1: 'instruction' is missing"),
-        ('{"instruction": "a"}', ":1: 'output' is missing"),
-        ('{"instruction": "a", "output": "\\ud800"}', ":1: 'output' holds half a surrogate pair"),
-        ('{"instruction": " ", "output": "b"}', ":1: instruction and input are both empty"),
-        (line().encode() + b"\n" + b'{"instruction": "\xff"}', ":2: is not UTF-8"),
-        ("[" * 100_000, ":1: JSON nested too deeply"),
-        ("", "holds no record"),
-        ("\n \n", "holds no record"),
-        ("[]", "holds no record"),
-        ("\x00", ":1: broken JSON"),
-    ],
-)
+# ---------------------------------------------------------------------------------------------------- formats
+
+
+def test_triples(tmp_path):
+    assert one(tmp_path, GOOD) == [("user", "抽取：风扇不转。"), ("assistant", GOOD["output"])]
+    assert one(tmp_path, GOOD, input_separator="\n")[0] == ("user", "抽取：\n风扇不转。")
+    for value in ({"instruction": "你好", "output": ""}, {"instruction": "你好", "input": None, "output": ""}):
+        assert one(tmp_path, value, input_separator="\n") == [("user", "你好"), ("assistant", "")]
+
+
+def test_the_history_of_triples_is_not_learned(tmp_path):
+    [record] = read_records(file(tmp_path, line(history=[["一", "二"]]))).records
+    assert [(m["role"], m["content"], m.get("loss")) for m in record.messages[:2]] == [
+        ("user", "一", None),
+        ("assistant", "二", False),
+    ]
+
+
+def test_pairs(tmp_path):
+    assert one(tmp_path, {"content": "类型#上衣", "summary": "百搭"}) == [("user", "类型#上衣"), ("assistant", "百搭")]
+    row = {"q": "问", "a": "答", "h": [["前", "后"]]}
+    columns = {"prompt_column": "q", "response_column": "a", "history_column": "h", "source_prefix": "请："}
+    assert [text for _, text in one(tmp_path, row, **columns)] == ["前", "后", "请：问", "答"]
+
+
+def test_conversations_with_a_tool(tmp_path):
+    call = {"role": "tool", "name": "查", "parameters": {"城": "京", "n": 1, "x": None}, "observation": {"度": 3}}
+    value = {"tools": [{"name": "查"}], "conversations": [{"role": "user", "content": "热吗"}, call]}
+    [record] = read_records(file(tmp_path, json.dumps(value))).records
+    system, _, called, observed = record.messages
+    assert system == {"role": "system", "tools": [{"name": "查"}]}
+    assert (called["metadata"], called["content"]) == ("查", "```python\ntool_call(城='京', n=1, x=None)\n```")
+    assert (observed["role"], observed["content"], observed["loss"]) == ("observation", '{"度": 3}', False)
+
+
+def test_messages_with_tool_calls(tmp_path):
+    function = {"name": "查", "arguments": '{"城": "京"}'}
+    value = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "热吗"},
+        {"role": "assistant", "content": "我查一下", "tool_calls": [{"type": "function", "function": function}]},
+        {"role": "tool", "tool_call_id": "1", "content": "3 度"},
+        {"role": "assistant", "content": "不热"},
+    ]
+    assert one(tmp_path, {"messages": value}) == [
+        ("system", "s"),
+        ("user", "热吗"),
+        ("assistant", "我查一下"),
+        ("assistant", "```python\ntool_call(城='京')\n```"),
+        ("observation", "3 度"),
+        ("assistant", "不热"),
+    ]
+
+
+@pytest.mark.parametrize(("loss", "flag"), [(True, True), (0, False), ("0", False), ("1", True), (0.5, False)])
+def test_loss_flags_are_read_as_chatglm3_reads_them(loss, flag, tmp_path):
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "loss": loss}]
+    [record] = read_records(file(tmp_path, json.dumps({"conversations": messages}))).records
+    assert record.messages[1]["loss"] is flag
+
+
+def test_a_format_can_be_said(tmp_path):
+    value = {"content": "a", "summary": "b", "messages": [{"role": "user", "content": "m"}]}
+    assert one(tmp_path, value) == [("user", "m")]
+    assert one(tmp_path, value, data_format="pairs") == [("user", "a"), ("assistant", "b")]
+
+
+# ---------------------------------------------------------------------------------------------------- bad data
+
+
+def dialogue(*messages, **more) -> str:
+    return json.dumps({"conversations": list(messages), **more})
+
+
+USER = {"role": "user", "content": "a"}
+BAD = [
+    (line() + "\n" + line()[:-3], ":2: broken JSON"),
+    ("[" + line() + ",\n" + line()[:-3] + "]", ":2: broken JSON"),
+    (line() + '\n["a"]', ":2: a list, not an object"),
+    (line() + "\n17", ":2: a int, not an object"),
+    (line(instruction=3), ":1: 'instruction' is a int"),
+    (line(output=["a"]), ":1: 'output' is a list"),
+    (line(output=None), ":1: 'output' is null"),
+    (line(history="x"), ":1: the history is no list"),
+    ('{"input": "a", "output": "b"}', ":1: 'instruction' is missing"),
+    ('{"instruction": "a"}', ":1: 'output' is missing"),
+    ('{"text": "a"}', ":1: an object with text: of no known format"),
+    ('{"content": "a", "summary": null}', ":1: 'summary' is null"),
+    ('{"content": "", "summary": "b"}', ":1: 'content' is empty"),
+    ('{"instruction": "a", "output": "\\ud800"}', ":1: a text holds half a surrogate pair"),
+    ('{"instruction": "a", "output": "\\u0000"}', ":1: a text holds a NUL byte"),
+    ('{"instruction": " ", "output": "b"}', ":1: instruction and input are both empty"),
+    ('{"instruction": "a", "output": NaN}', ":1: NaN is no JSON value"),
+    ('{"instruction": "a", "output": "b", "output": "c"}', ":1: key 'output' stands twice"),
+    (line().encode() + b"\n" + b'{"instruction": "\xff"}', ":2: is not UTF-8"),
+    (b'[{"instruction":\n"\xff"}]', ":2: is not UTF-8"),
+    ("[" * 100_000, ": JSON nested too deeply"),
+    ('{"a":' * 100_000, ":1: JSON nested too deeply"),
+    ("", "holds no record"),
+    ("\n \n", "holds no record"),
+    ("[]", "holds no record"),
+    ("\x00", ":1: broken JSON"),
+    (dialogue(), ":1: 'conversations' is empty"),
+    ('{"conversations": "a"}', ":1: 'conversations' is no list of messages"),
+    (dialogue("a"), ":1: message 1: a str, not an object with role, content"),
+    (dialogue({"role": "robot", "content": "a"}), ":1: message 1: role 'robot' is none of"),
+    (dialogue({"content": "a"}), ":1: message 1: role None is none of"),
+    (dialogue(USER, {"role": "assistant"}), ":1: message 2: 'content' of a message of assistant is missing"),
+    (dialogue(USER, {"role": "assistant", "content": None}), ":1: message 2: 'content' is null"),
+    (dialogue(USER, {"role": "assistant", "content": [{}]}), "code interpreter are not supported"),
+    (dialogue(USER, {"role": "assistant", "content": "b", "loss": "no"}), "message 2: 'loss' is 'no'"),
+    (dialogue(USER, {"role": "tool", "parameters": {}}), "message 2: 'name' is null"),
+    (dialogue(USER, {"role": "tool", "name": "t", "parameters": "x"}), "the parameters of tool 't' are a str"),
+    (dialogue(USER, {"role": "assistant", "content": "", "tool_calls": ["x"]}), "'tool_calls' must be a list"),
+]
+
+
+@pytest.mark.parametrize(("content", "part"), BAD, ids=[part for _, part in BAD])
 def test_what_is_wrong_is_named_with_file_and_line(content, part, tmp_path):
     with pytest.raises(DataError) as error:
         read_records(file(tmp_path, content))
-    assert len(error.value.problems) == 1
-    assert f"data.json{part}" in error.value.problems[0] or part in error.value.problems[0]
-    assert "\n" not in error.value.problems[0]
+    [problem] = error.value.problems
+    assert part in problem
+    assert problem.count("data.json") == 1
+    assert "\n" not in problem
+    assert len(problem) < 400
+
+
+@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"{}" * 100)[:-9]])
+def test_a_gz_that_is_none_is_named(content, tmp_path):
+    with pytest.raises(DataError, match=r"data\.json\.gz: is no whole gzip file"):
+        read_records(file(tmp_path, content, "data.json.gz"))
 
 
 def test_the_first_few_problems_come_together(tmp_path):
     with pytest.raises(DataError) as error:
         read_records(file(tmp_path, "\n".join(["17"] * 50)))
     assert len(error.value.problems) == MOST_PROBLEMS
+
+
+def test_bad_records_can_be_skipped_and_are_told(tmp_path):
+    content = "\n".join([line(), "17", line()[:-2], line(output=None), line()])
+    read = read_records(file(tmp_path, content), Options(on_bad_record="skip"))
+    assert [record.place.rsplit(":", 1)[1] for record in read.records] == ["1", "5"]
+    assert [place.rsplit(":", 1)[1] for place, _ in read.rejected] == ["2", "3", "4"]
+    assert "'output' is null" in read.rejected[2][1]
+    with pytest.raises(DataError, match="not an object"):
+        read_records(file(tmp_path, "17"), Options(on_bad_record="skip"))
+
+
+def test_a_record_of_two_megabytes_is_read(tmp_path):
+    assert len(read_records(file(tmp_path, line(input="云" * 700_000))).records[0].question[0]["content"]) > 700_000
 
 
 def test_a_folder_in_the_place_of_a_file_is_one_line(tmp_path):

@@ -72,7 +72,7 @@ def test_several_problems_come_together(run):
     [
         ('{"instruction": "a"', "broken JSON"),
         ('{"instruction": "a", "input": "b"}', "'output' is missing"),
-        ('{"instruction": "a", "output": null}', "'output' is a NoneType"),
+        ('{"instruction": "a", "output": null}', "'output' is null"),
         ('{"instruction": "", "input": "", "output": "c"}', "both empty"),
     ],
 )

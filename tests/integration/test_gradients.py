@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import glmft
 from glmft.config import TrainConfig
 from glmft.data.collate import collate
-from glmft.data.encode import encode_records
+from glmft.data.encode import Lengths, encode_records
 from glmft.data.formats import read_records
 from glmft.data.sampler import Plan
 from glmft.tuners import make_tuner
@@ -22,12 +22,12 @@ BETA1 = 0.9
 def by_hand(path, size: int, tuner_flags: dict, base: Path = BASE) -> dict[str, torch.Tensor]:
     """Gradients of the first window of `size` records, one record at a time, with torch alone."""
     model, tokenizer = glmft.load(base)
-    examples, _ = encode_records(read_records(path), tokenizer, 512, 256)
+    examples, _ = encode_records(read_records(path).records, tokenizer, Lengths(512, 256))
     torch.manual_seed(SEED)
     model = make_tuner(TrainConfig(**tuner_flags)).apply(model)
     window = Plan(len(examples), size, 1, 1, SEED).order(0)[:size]
     chosen = [examples[i] for i in window]
-    targets = sum(len(e.ids) - e.prompt_length for e in chosen)
+    targets = sum(e.supervised for e in chosen)
     for example in chosen:
         batch = collate([example], tokenizer)
         logits = model(input_ids=batch["input_ids"]).logits[0, :-1].float()

@@ -11,8 +11,8 @@ import glmft
 from examples.official_layout import SMALL, make_checkpoint
 from glmft.config import TrainConfig
 from glmft.data.collate import collate
-from glmft.data.encode import encode_records
-from glmft.data.formats import Record
+from glmft.data.encode import Lengths, encode_records
+from glmft.data.formats import single
 from glmft.errors import CheckpointError, ConfigError
 from glmft.models.loading import load_config, load_model, meta_model
 from glmft.optim import make_optimizer, set_learning_rate
@@ -59,8 +59,8 @@ def model_folder(request, official_folders):
 def rows(model_folder):
     """A micro-batch of two rows as training makes them: input_ids and labels, and what the family needs beside."""
     tokenizer = load_tokenizer(model_folder)
-    records = [Record("云川岭溪泉", "峰湖岛林", "a"), Record("云川", "松柏", "b")]
-    batch = collate(encode_records(records, tokenizer, 64, 32)[0], tokenizer)
+    records = [single("云川岭溪泉", "峰湖岛林"), single("云川", "松柏")]
+    batch = collate(encode_records(records, tokenizer, Lengths(64, 32))[0], tokenizer)
     return {name: tensor for name, tensor in batch.items() if name != "loss_positions"}
 
 
