@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from glmft import __version__
-from glmft.config import MergeConfig, PredictConfig, TrainConfig, parse_arguments
+from glmft.config import InspectConfig, MergeConfig, PredictConfig, TrainConfig, parse_arguments
 from glmft.dist import env_rank
 from glmft.errors import GlmftError
 
@@ -13,6 +13,7 @@ USAGE = f"""glmft {__version__}: fine-tune the ChatGLM family
   glmft train    fine-tune a model           (deepspeed train.py, torchrun train.py, python train.py)
   glmft predict  answer and score a file     (python predict.py)
   glmft merge    fold LoRA into its base     (python merge_lora.py)
+  glmft inspect  show what would be learned of a file
 
 glmft COMMAND --help lists the settings."""
 
@@ -36,6 +37,15 @@ def predict(argv: Sequence[str], program: str) -> int:
     return 0
 
 
+def inspect(argv: Sequence[str], program: str) -> int:
+    first = [] if not argv or argv[0].startswith("-") else ["--data_path", argv[0]]
+    config = parse_arguments(InspectConfig, [*first, *argv[bool(first) :]], program)
+    from glmft.run import inspect as run
+
+    print(run(config))
+    return 0
+
+
 def merge(argv: Sequence[str], program: str) -> int:
     config = parse_arguments(MergeConfig, list(argv), program)
     from glmft.merge import merge as run
@@ -46,7 +56,12 @@ def merge(argv: Sequence[str], program: str) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {"train": train, "predict": predict, "merge": merge}
+COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
+    "train": train,
+    "predict": predict,
+    "merge": merge,
+    "inspect": inspect,
+}
 
 
 def main(argv: Sequence[str] | None = None, command: str | None = None, program: str | None = None) -> int:

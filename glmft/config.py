@@ -92,7 +92,19 @@ class DataSettings:
 
 
 @dataclass
-class TrainDataSettings(DataSettings):
+class LearningSettings(DataSettings):
+    """data"""
+
+    is_skip: bool = setting(False, "drop records that are too long instead of cutting them")
+    loss_on: str = setting(
+        "flagged",
+        "what is learned of a conversation: all answers but those whose loss flag says no; all; the last",
+        choices=("flagged", "all", "last"),
+    )
+
+
+@dataclass
+class TrainDataSettings(LearningSettings):
     """data"""
 
     train_path: str | None = setting(
@@ -101,12 +113,9 @@ class TrainDataSettings(DataSettings):
         "shipped sample",
         ("--train_file",),
     )
-    is_skip: bool = setting(False, "drop records that are too long instead of cutting them")
-    loss_on: str = setting(
-        "flagged",
-        "what is learned of a conversation: all answers but those whose loss flag says no; all; the last",
-        choices=("flagged", "all", "last"),
-    )
+    packing: bool = setting(False, "several documents in one row of max_len, kept apart: no padding")
+    group_by_length: bool = setting(True, "put records of similar length into one optimizer step: less padding")
+    show_first_record: bool = setting(True, "print the tokens and labels of the first record when training starts")
 
 
 @dataclass
@@ -224,6 +233,19 @@ class PredictConfig(DataSettings, ModelSettings):
     max_new_tokens: int = setting(256, "longest answer, in tokens")
     max_samples: int | None = setting(None, "answer only the first records, this many")
     local_rank: int | None = setting(None, "given by launchers; ignored")
+
+
+@dataclass
+class InspectConfig(LearningSettings):
+    """Show what a model would learn of a file: a report, and the tokens and labels of chosen records."""
+
+    data_path: str | None = setting(None, "files of records, as train_path; also the first argument (required)")
+    model_name_or_path: str | None = setting(
+        None, "folder with the tokenizer; none: the embedded tiny base", ("--model",)
+    )
+    mode: str | None = setting(None, "model family; read from the folder where it tells", choices=FAMILIES)
+    records: str = setting("0", "comma-separated numbers of rows to show, counted from 0; none: the report alone")
+    color: str = setting("auto", "color what is learned; auto: on a terminal", choices=("auto", "always", "never"))
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from glmft import config as settings
 from glmft import dist
 from glmft.checks import check, length_problems
-from glmft.config import PredictConfig, TrainConfig
+from glmft.config import InspectConfig, PredictConfig, TrainConfig
 from glmft.errors import ConfigError
 from glmft.loading import load, locate
 from glmft.sources import find_sources
@@ -81,8 +82,10 @@ def prepare(config: TrainConfig, world: dist.World) -> tuple[Any, list[str]]:
     All that can be wrong shows here, in seconds. Returns (job, loaded data, model configuration) and lines to print.
     """
     from glmft import ds_config
-    from glmft.data.load import load_examples
-    from glmft.data.sampler import Plan
+    from glmft.data.load import lengths_of, load_examples
+    from glmft.data.packing import pack
+    from glmft.data.sampler import Plan, padding_share
+    from glmft.data.show import token_table
     from glmft.engine import Job
     from glmft.models.loading import fingerprint, load_config, meta_model, weight_files
     from glmft.tokenizers.loading import load_tokenizer
@@ -104,13 +107,20 @@ def prepare(config: TrainConfig, world: dist.World) -> tuple[Any, list[str]]:
     deepspeed_config, lines = ds_config.resolve(settings.find_ds_file(config.ds_file), config, world.size, dtype)
     tokenizer = load_tokenizer(place.base, model_config.family)
     loaded = load_examples(find_sources(config.train_path), config, tokenizer, config.seed)
+    if config.packing:
+        documents = loaded.examples
+        loaded.examples = pack(documents, lengths_of(config, tokenizer.family).max_len, config.seed)
+        loaded.lines.append(f"data: {len(documents)} documents packed into {len(loaded.examples)} rows")
+    sizes = [len(example.ids) for example in loaded.examples]
     plan = Plan(
-        len(loaded.examples),
+        len(sizes),
         config.per_device_train_batch_size,
         config.gradient_accumulation_steps,
         world.size,
         config.seed,
+        sizes if config.group_by_length else None,
     )
+    loaded.lines.append(f"data: {padding_share(plan, sizes):.1%} of what is computed in the first epoch is padding")
     base = {
         "family": model_config.family,
         "base_model_name_or_path": str(place.base.resolve()),
@@ -119,6 +129,8 @@ def prepare(config: TrainConfig, world: dist.World) -> tuple[Any, list[str]]:
     job = Job(config, deepspeed_config, world, tuner, base, tokenizer, plan, Path(config.output_dir))
     if model_config.rope_line:
         lines.append(model_config.rope_line)
+    if config.show_first_record:
+        loaded.lines.append(token_table(loaded.examples[0], tokenizer))
     return (job, loaded, model_config), [*lines, *loaded.lines]
 
 
@@ -226,3 +238,30 @@ def prediction_folder(config: PredictConfig, adapter: Path | None) -> Path:
     except OSError as error:
         raise ConfigError(f"--output_dir {folder}: cannot be written ({error.strerror})") from None
     return folder
+
+
+def inspect(config: InspectConfig) -> str:
+    """The report on a file and the token tables of chosen rows. Raises ConfigError, DataError."""
+    if config.data_path is None:
+        raise ConfigError("name the data: glmft inspect DATA --model FOLDER")
+    problems = length_problems(config)
+    chosen = [part.strip() for part in config.records.split(",") if part.strip() not in ("", "none")]
+    problems += [f"--records {part}: is no row number" for part in chosen if not part.isdigit()]
+    if problems:
+        raise ConfigError(problems)
+    from glmft.data.load import load_examples
+    from glmft.data.show import token_table
+    from glmft.tokenizers.loading import load_tokenizer
+
+    sources = find_sources(config.data_path, "DATA")
+    quiet()
+    tokenizer = load_tokenizer(locate(config.model_name_or_path).base, config.mode)
+    loaded = load_examples(sources, config, tokenizer, seed=0)
+    color = config.color == "always" or (config.color == "auto" and sys.stdout.isatty())
+    last = len(loaded.examples) - 1
+    beyond = [part for part in chosen if int(part) > last]
+    if beyond:
+        raise ConfigError(f"--records {','.join(beyond)}: the last row is {last}")
+    tables = [token_table(loaded.examples[int(part)], tokenizer, color) for part in chosen]
+    reasons = [f"rejected: {reason}" for _, reason in loaded.rejected]
+    return "\n".join([*loaded.lines, *reasons, *tables])

@@ -17,7 +17,7 @@ def test_the_version(capsys):
 
 def test_an_unknown_command_is_one_line(capsys):
     assert main(["tarin"]) == 2
-    assert capsys.readouterr().err == "error: tarin: no such command; there are train, predict, merge\n"
+    assert capsys.readouterr().err == "error: tarin: no such command; there are train, predict, merge, inspect\n"
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,11 @@ def test_an_unknown_command_is_one_line(capsys):
         (["predict", "--test_path", "nowhere.json"], "nowhere.json: no such file"),
         (["predict", "--model_name_or_path", "nowhere"], "nowhere: no such folder"),
         (["predict", "--max_new_tokens", "many"], "--max_new_tokens"),
+        (["inspect"], "name the data: glmft inspect DATA"),
+        (["inspect", "nowhere.json"], "DATA nowhere.json: no such file"),
+        (["inspect", "examples/quickstart/test.json", "--records", "0,x"], "--records x: is no row number"),
+        (["inspect", "examples/quickstart/test.json", "--records", "900"], "--records 900: the last row is 199"),
+        (["inspect", "examples/quickstart/test.json", "--max_source_length", "9"], "needs the other of"),
         (["train", "--no_such_flag"], "--no_such_flag: no such setting"),
     ],
 )
@@ -50,3 +55,12 @@ def test_predictions_are_not_overwritten(tmp_path, capsys):
     assert main(["predict", "--output_dir", str(tmp_path)]) == 2
     assert "holds predictions already" in capsys.readouterr().err
     assert (tmp_path / "generated_predictions.txt").read_text() == "mine"
+
+
+def test_inspect_shows_what_would_be_learned(capsys):
+    assert main(["inspect", "examples/quickstart/test.json", "--records", "0,3", "--color", "never"]) == 0
+    printed = capsys.readouterr().out
+    assert "data: 200 records read, 200 rows kept" in printed
+    assert "test.json:1: " in printed
+    assert "test.json:4: " in printed
+    assert "'[gMASK]': " in printed

@@ -34,6 +34,7 @@ def train(train_type: str, seed: int, folder: Path) -> None:
     launcher = Path(sys.executable).parent / "deepspeed"
     command = [str(launcher), "--master_port", "29517", str(ROOT / "train.py"), "--train_type", train_type]
     command += [*RECIPES[train_type], "--seed", str(seed), "--show_loss_step", "25"]
+    command += ["--show_first_record", "False"]
     command += ["--output_dir", str(folder), "--overwrite_output_dir"]
     print(f"\n$ {shlex.join(command)}\n", flush=True)
     path = os.pathsep.join([str(launcher.parent), os.environ.get("PATH", "")])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from glmft.data.encode import Example
+from glmft.data.packing import Packed
 
 IGNORED = -100
 
@@ -33,7 +34,24 @@ def collate(examples: Sequence[Example], tokenizer: Any, supervise: bool = True)
             labels[row, first:end] = ids[row, first:end]
             positions += range(row * longest + first - 1, row * longest + end - 1)
     batch = {"input_ids": ids, "labels": labels, "loss_positions": torch.tensor(positions, dtype=torch.long)}
+    if any(isinstance(example, Packed) for example in examples):
+        return batch | {"position_ids": packed_positions(examples, tokenizer, longest)}
     return batch | two_dimensional(examples, tokenizer, longest) if tokenizer.family == "glm" else batch
+
+
+def packed_positions(examples: Sequence[Example], tokenizer: Any, longest: int) -> Tensor:
+    """position_ids [b, s] or, for ChatGLM-6B, [b, 2, s], which start again with every document and with the padding."""
+    rows = []
+    for example in examples:
+        parts, documents, done = getattr(example, "parts", (len(example.ids),)), [], 0
+        for length in parts:
+            documents.append(torch.tensor(tokenizer.positions(example.ids[done : done + length])))
+            done += length
+        padding = torch.arange(longest - done).expand(*documents[0].shape[:-1], -1)
+        if tokenizer.family == "glm":
+            padding = torch.stack((torch.arange(longest - done), torch.zeros(longest - done, dtype=torch.long)))
+        rows.append(torch.cat((*documents, padding), dim=-1))
+    return torch.stack(rows)
 
 
 def two_dimensional(examples: Sequence[Example], tokenizer: Any, longest: int) -> dict[str, Tensor]:

@@ -5,10 +5,12 @@ one global permutation and then dealt out.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+
+GROUPED = 50  # windows' worth of shuffled records that are sorted by length together
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Plan:
         accumulation: micro-batches of one rank in one optimizer step.
         world_size: ranks.
         seed: of the order.
+        lengths: tokens of each record: records of similar length then share a window, in random windows, and a
+            micro-batch; None: no grouping.
     """
 
     records: int
@@ -28,6 +32,7 @@ class Plan:
     accumulation: int
     world_size: int
     seed: int
+    lengths: Sequence[int] | None = None
 
     @property
     def window(self) -> int:
@@ -45,7 +50,16 @@ class Plan:
     def order(self, epoch: int) -> list[int]:
         """The permutation of all records in epoch `epoch`."""
         generator = torch.Generator().manual_seed(self.seed + epoch)
-        return torch.randperm(self.records, generator=generator).tolist()
+        order = torch.randperm(self.records, generator=generator).tolist()
+        if self.lengths is None:
+            return order
+        whole = len(order) // self.window * self.window
+        windows = []
+        for first in range(0, whole, GROUPED * self.window):
+            group = sorted(order[first : min(first + GROUPED * self.window, whole)], key=self.lengths.__getitem__)
+            windows += [group[i : i + self.window] for i in range(0, len(group), self.window)]
+        shuffled = torch.randperm(len(windows), generator=generator).tolist()
+        return [record for i in shuffled for record in windows[i]] + order[whole:]
 
     def windows(self, start: int, total: int) -> Iterator[tuple[int, list[int]]]:
         """(step, record numbers) for optimizer steps `start` to `total - 1`."""
@@ -59,6 +73,20 @@ class Plan:
 
     def micro_batches(self, window: list[int], rank: int) -> list[list[int]]:
         """This rank's share of a window, micro-batch by micro-batch. All ranks get equally many; some may be empty."""
+        if self.lengths is not None:
+            window = sorted(window, key=self.lengths.__getitem__)
         width = self.micro_batch * self.world_size
         first = rank * self.micro_batch
         return [window[i + first : min(i + first + self.micro_batch, i + width)] for i in range(0, len(window), width)]
+
+
+def padding_share(plan: Plan, lengths: Sequence[int]) -> float:
+    """Padding among all tokens that the first epoch's micro-batches hold."""
+    real = padded = 0
+    for _, window in plan.windows(0, plan.steps_per_epoch):
+        for rank in range(plan.world_size):
+            for rows in plan.micro_batches(window, rank):
+                sizes = [lengths[i] for i in rows]
+                real += sum(sizes)
+                padded += len(sizes) * max(sizes, default=0)
+    return 1 - real / padded

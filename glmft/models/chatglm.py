@@ -170,7 +170,7 @@ class ChatGLM6BModel(VirtualTokens, ChatGLM6BPreTrainedModel):
             embedding_size=config.hidden_size,
             hidden_size=config.prefix_hidden_size or config.hidden_size,
         )
-        self.dropout = nn.Dropout(PREFIX_DROPOUT)
+        self.dropout = nn.Dropout(PREFIX_DROPOUT).train(self.training)
 
     def rotary(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """position_ids [b, 2, s] -> cos, sin [b, 1, s, 2, d / 4]."""
@@ -218,13 +218,14 @@ class ChatGLM6BModel(VirtualTokens, ChatGLM6BPreTrainedModel):
         hidden = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             position_ids = self.positions(input_ids, attention_mask, past_key_values)
         if position_ids.dim() != 3:
             raise ValueError(f"position_ids {list(position_ids.shape)}: ChatGLM-6B's are [b, 2, s], place and block")
+        # Before a cache is made: with one, transformers no longer looks for packed documents in the positions.
         mask = visibility(self.config, hidden, attention_mask, past_key_values, position_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
         if self.config.prompt_seq_len:
             place, block = position_ids.unbind(1)
             position_ids = torch.stack((place + self.config.prompt_seq_len, block), dim=1)

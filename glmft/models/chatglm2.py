@@ -205,7 +205,7 @@ class ChatGLM2Model(VirtualTokens, ChatGLM2PreTrainedModel):
             embedding_size=width,
             hidden_size=config.prefix_hidden_size or config.hidden_size,
         )
-        self.dropout = nn.Dropout(PREFIX_DROPOUT)
+        self.dropout = nn.Dropout(PREFIX_DROPOUT).train(self.training)
 
     def prompt_geometry(self, hidden: Tensor) -> tuple[Any, tuple[Tensor, Tensor]]:
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
@@ -234,9 +234,10 @@ class ChatGLM2Model(VirtualTokens, ChatGLM2PreTrainedModel):
         hidden = self.embedding.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
+        # Before a cache is made: with one, transformers no longer looks for packed documents in the positions.
+        mask = create_causal_mask(self.config, hidden, attention_mask, past_key_values, position_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        mask = create_causal_mask(self.config, hidden, attention_mask, past_key_values, position_ids)
         if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(hidden.shape[1], device=hidden.device) + seen)[None]

@@ -1,6 +1,6 @@
 import pytest
 
-from glmft.data.sampler import Plan
+from glmft.data.sampler import Plan, padding_share
 
 
 def steps(plan: Plan, start: int = 0, epochs: int = 1) -> list[list[int]]:
@@ -55,3 +55,31 @@ def test_a_short_last_window_is_a_step_and_max_steps_outranks_epochs():
     assert plan.steps_per_epoch == 5
     assert plan.total_steps(3, None) == 15
     assert plan.total_steps(3, 4) == 4
+
+
+# ------------------------------------------------------------------------------------- grouped by length
+
+LENGTHS = [(i * 37) % 101 + 1 for i in range(300)]
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_grouping_still_trains_every_record_once_and_the_same_windows_on_any_number_of_ranks(world_size):
+    plan = Plan(300, 12 // world_size, 1, world_size, 1, LENGTHS)
+    windows = steps(plan)
+    assert sorted(record for window in windows for record in window) == list(range(300))
+    assert windows == steps(Plan(300, 12, 1, 1, 1, LENGTHS))
+    dealt = [[plan.micro_batches(window, rank) for rank in range(world_size)] for window in windows]
+    assert [sorted(r for rank in ranks for rows in rank for r in rows) for ranks in dealt] == list(map(sorted, windows))
+
+
+def test_grouping_cuts_padding_and_keeps_the_order_of_lengths_random():
+    grouped, plain = Plan(300, 4, 1, 1, 1, LENGTHS), Plan(300, 4, 1, 1, 1)
+    assert padding_share(grouped, LENGTHS) < 0.2 * padding_share(plain, LENGTHS)
+    first = [LENGTHS[window[0]] for window in steps(grouped)]
+    assert first != sorted(first)
+    assert grouped.order(0) != grouped.order(1)
+
+
+def test_padding_is_counted_in_the_micro_batches_themselves():
+    assert padding_share(Plan(4, 2, 1, 1, 1, [1, 9, 1, 9]), [1, 9, 1, 9]) == 0
+    assert padding_share(Plan(2, 2, 1, 1, 1), [1, 3]) == pytest.approx(1 / 3)

@@ -1,0 +1,58 @@
+"""Packed rows: every document once, and the loss and gradients of the documents one by one."""
+
+import random
+
+import pytest
+import torch
+
+from glmft.data.collate import collate
+from glmft.data.encode import Example, Lengths, encode_records
+from glmft.data.formats import single
+from glmft.data.packing import pack
+from glmft.models.loading import load_config, load_model
+from glmft.tokenizers.loading import load_tokenizer
+from glmft.tuners.prefix import Prefix
+from glmft.tuners.prompt import Prompt
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_document_is_in_one_row_and_no_row_is_too_long(seed):
+    rng = random.Random(seed)
+    examples = [Example([i] * rng.randint(1, 30), ((0, 1),), str(i)) for i in range(200)]
+    rows = pack(examples, 64, seed)
+    assert all(len(row.ids) == sum(row.parts) <= 64 for row in rows)
+    found = sorted(row.ids[sum(row.parts[:n])] for row in rows for n in range(len(row.parts)))
+    assert found == list(range(200))
+    assert sum(row.supervised for row in rows) == 200
+    tokens = sum(len(example.ids) for example in examples)
+    assert len(rows) <= 1.05 * tokens / 64 + 1
+    assert pack(examples, 64, seed) == rows
+
+
+@pytest.mark.parametrize("tuner", [None, Prefix(3, False), Prompt(3, "none")], ids=["base", "prefix", "prompt"])
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ["glm", "glm2", "glm3"])
+def test_loss_and_gradients_are_those_of_the_documents_one_by_one(family, backend, tuner, official_folders):
+    folder = official_folders[family]
+    tokenizer = load_tokenizer(folder)
+    texts = [("云川岭溪", "泉峰"), ("湖", "岛林松柏梅兰"), ("竹菊荷", "莲"), ("桃杏", "梨枫桐"), ("槐柳榆鹤", "雁")]
+    examples, _ = encode_records([single(*text) for text in texts], tokenizer, Lengths(200, 100))
+    longest = 2 * max(len(example.ids) for example in examples)
+    packed = pack(examples, longest, seed=0)
+    assert 1 < len(packed) < len(examples)
+    torch.manual_seed(0)
+    model = load_model(load_config(folder), folder, torch.float32, backend)
+    model = (tuner.apply(model) if tuner else model).eval()
+    gradients, losses = [], []
+    for groups in ([packed], [[example] for example in examples]):
+        model.zero_grad()
+        total = 0.0
+        for group in groups:
+            loss = model(**collate(group, tokenizer), num_items_in_batch=1).loss
+            loss.backward()
+            total += loss.item()
+        losses.append(total)
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    for name, gradient in gradients[1].items():
+        assert (gradients[0][name] - gradient).abs().max() <= 1e-5 * gradient.abs().max() + 1e-9, name

@@ -1,0 +1,44 @@
+"""Packing and grouping in a run: less padding, and the loss of the same records."""
+
+import json
+
+import pytest
+from ranks import train
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("family", ["glm", "glm2", "glm3"])
+def test_a_whole_epoch_in_one_step_has_the_same_loss_packed_grouped_or_plain(
+    family, official_folders, uneven, tmp_path
+):
+    ways = {
+        "plain": ["--per_device_train_batch_size", "5", "--group_by_length", "False"],
+        "grouped": ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "3"],
+        "packed": ["--per_device_train_batch_size", "5", "--packing"],
+    }
+    common = [
+        "--train_path",
+        str(uneven),
+        "--model_name_or_path",
+        str(official_folders[family]),
+        "--train_type",
+        "full",
+    ]
+    common += ["--max_len", "150", "--max_src_len", "80", "--max_steps", "1", "--show_loss_step", "1"]
+    found = {}
+    for way, flags in ways.items():
+        (tmp_path / way).mkdir()
+        codes, printed = train([*common, *flags, "--output_dir", str(tmp_path / way / "out")], 2, tmp_path / way)
+        assert codes == [0, 0], printed
+        found[way] = (metrics(tmp_path / way / "out")[0], printed)
+    losses = [line["loss"] for line, _ in found.values()]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+    norms = [line["grad_norm"] for line, _ in found.values()]
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-4)
+    assert "10 documents packed into" in found["packed"][1]
+    shares = {way: float(printed.split("% of what is computed")[0].split()[-1]) for way, (_, printed) in found.items()}
+    assert shares["grouped"] < shares["plain"]
+    assert shares["packed"] < shares["plain"]
