@@ -22,6 +22,8 @@ setup(
         "deepspeed>=0.19",
         "peft>=0.21",
         "accelerate>=1.0",
+        "datasets>=4",
+        "filelock>=3",
         "safetensors>=0.5",
         "sentencepiece>=0.2",
         "jieba>=0.42",

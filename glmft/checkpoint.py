@@ -31,6 +31,7 @@ class TrainerState:
     window: int = 0
     records: int = 0
     seed: int = 0
+    grouped: bool = False
 
 
 def claim_output(folder: Path, overwrite: bool, resume: bool) -> None:

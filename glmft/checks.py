@@ -5,7 +5,8 @@ import math
 import re
 from pathlib import Path
 
-from glmft.config import TRAIN_TYPE_ALIASES, TRAIN_TYPES, DataSettings, TrainConfig, find_ds_file, nearest
+from glmft.arguments import nearest
+from glmft.config import TRAIN_TYPE_ALIASES, TRAIN_TYPES, DataSettings, TrainConfig, find_ds_file
 from glmft.errors import ConfigError
 from glmft.sources import find_sources
 
@@ -28,16 +29,31 @@ def check(config: TrainConfig) -> list[str]:
         problems.append("--resume and --overwrite_output_dir exclude each other; give one")
     problems += _tuner_problems(config)
     problems += _range_problems(config)
-    try:
-        find_sources(config.train_path or "")
-    except ConfigError as error:
-        problems += error.problems if config.train_path else []
+    problems += _data_problems(config)
     if config.model_name_or_path and not Path(config.model_name_or_path).is_dir():
         problems.append(f"--model_name_or_path {config.model_name_or_path}: no such folder (nothing is downloaded)")
     try:
         find_ds_file(config.ds_file)
     except ConfigError as error:
         problems += error.problems
+    return problems
+
+
+def _data_problems(config: TrainConfig) -> list[str]:
+    problems = []
+    for flag, path in (("--train_path", config.train_path), ("--val_path", config.val_path)):
+        try:
+            sources = find_sources(path, flag) if path else []
+        except ConfigError as error:
+            problems += error.problems
+            continue
+        weighted = bool(sources) and sources[0].weight is not None
+        if weighted and flag == "--val_path":
+            problems.append(f"--val_path {path}: validation takes no weights")
+        if weighted and config.val_ratio:
+            problems.append("--val_ratio: a share of mixed sources would be trained on too; give --val_path")
+    if config.val_path and config.val_ratio:
+        problems.append("--val_path and --val_ratio exclude each other; give one")
     return problems
 
 
@@ -85,6 +101,10 @@ _RANGES = {
     "show_loss_step": (1, math.inf, True),
     "save_model_step": (1, math.inf, True),
     "lora_dim": (1, math.inf, True),
+    "eval_steps": (1, math.inf, True),
+    "per_device_eval_batch_size": (1, math.inf, True),
+    "val_ratio": (0, 0.9, True),
+    "num_proc": (1, math.inf, True),
     "loraplus_lr_ratio": (0, math.inf, False),
     "freeze_last_n": (1, math.inf, True),
     "prefix_hidden_size": (1, math.inf, True),

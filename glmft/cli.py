@@ -4,7 +4,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from glmft import __version__
-from glmft.config import InspectConfig, MergeConfig, PredictConfig, TrainConfig, parse_arguments
+from glmft.arguments import parse_arguments
+from glmft.config import InspectConfig, MergeConfig, PredictConfig, TrainConfig
 from glmft.dist import env_rank
 from glmft.errors import GlmftError
 

@@ -3,15 +3,11 @@
 Nothing heavy is imported here, so that `--help` and a wrong flag answer at once.
 """
 
-import argparse
 import dataclasses
-import difflib
 import json
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from glmft.errors import ConfigError
 from glmft.family import FAMILIES
@@ -20,20 +16,6 @@ TRAIN_TYPES = ("full", "freeze", "ptuning", "prompt", "lora")
 DATA_FORMATS = ("auto", "triples", "pairs", "conversations", "messages")
 TRAIN_TYPE_ALIASES = {"all": "full"}
 EMBEDDED = "examples/quickstart"
-
-# Flags that users' scripts carry and that mean nothing here: accepted with one warning. Value: whether one follows.
-IGNORED_FLAGS = {
-    "--do_train": False,
-    "--overwrite_cache": False,
-    "--preprocessing_num_workers": True,
-    "--num_proc": True,
-    "--dataloader_num_workers": True,
-    "--remove_unused_columns": True,
-    "--save_strategy": True,
-    "--log_level": True,
-    "--logging_strategy": True,
-}
-Settings = TypeVar("Settings")
 
 
 def setting(default: Any, help: str, aliases: tuple[str, ...] = (), choices: tuple | None = None) -> Any:
@@ -95,6 +77,10 @@ class DataSettings:
 class LearningSettings(DataSettings):
     """data"""
 
+    cache_dir: str | None = setting(None, "folder of encoded data; none: glmft in the user's cache folder")
+    num_proc: int | None = setting(
+        None, "processes that encode; none: one a processor, at most 8", ("--preprocessing_num_workers",)
+    )
     is_skip: bool = setting(False, "drop records that are too long instead of cutting them")
     loss_on: str = setting(
         "flagged",
@@ -116,6 +102,18 @@ class TrainDataSettings(LearningSettings):
     packing: bool = setting(False, "several documents in one row of max_len, kept apart: no padding")
     group_by_length: bool = setting(True, "put records of similar length into one optimizer step: less padding")
     show_first_record: bool = setting(True, "print the tokens and labels of the first record when training starts")
+
+
+@dataclass
+class ValidationSettings:
+    """validation"""
+
+    val_path: str | None = setting(
+        None, "files of records, as train_path, whose loss is told while training", ("--validation_file", "--val_file")
+    )
+    val_ratio: float = setting(0.0, "in place of val_path: hold out this share of the training rows")
+    eval_steps: int | None = setting(None, "optimizer steps between two validations; none: at each epoch's end")
+    per_device_eval_batch_size: int = setting(16, "records in one micro-batch of one rank when validating")
 
 
 @dataclass
@@ -202,7 +200,7 @@ class RunSettings:
 
 
 @dataclass
-class TrainConfig(RunSettings, OptimizerSettings, TunerSettings, TrainDataSettings, ModelSettings):
+class TrainConfig(RunSettings, OptimizerSettings, TunerSettings, ValidationSettings, TrainDataSettings, ModelSettings):
     """Fine-tune a ChatGLM model with DeepSpeed."""
 
     def __post_init__(self) -> None:
@@ -268,86 +266,6 @@ def shipped(relative: str) -> Path:
     """A file or folder that comes with the project: in the checkout, or beside the installed package."""
     package = Path(__file__).resolve().parent
     return next((p for p in (package.parent / relative, package / relative) if p.exists()), package.parent / relative)
-
-
-# ---------------------------------------------------------------------------------------------------- arguments
-
-
-def parse_arguments(kind: type[Settings], argv: list[str], program: str) -> Settings:
-    """Flags to a settings object.
-
-    Raises:
-        ConfigError: flags that are unknown (with the nearest name), repeated values or values of a wrong type.
-    """
-    argv, ignored = _without_ignored(argv, kind)
-    parser = _parser(kind, program)
-    known = [option for action in parser._actions for option in action.option_strings]
-    flags = [argument.split("=")[0] for argument in argv if argument.startswith("--")]
-    unknown = [flag for flag in flags if flag not in known]
-    if unknown:
-        raise ConfigError(f"{flag}: no such setting{nearest(flag, known)}; see {program} --help" for flag in unknown)
-    config = kind(**vars(parser.parse_args(argv)))
-    if ignored:
-        print(f"warning: {', '.join(ignored)}: without effect here", flush=True)
-    return config
-
-
-def nearest(name: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), 1, 0.5)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def _without_ignored(argv: list[str], kind: type) -> tuple[list[str], list[str]]:
-    own = {f"--{f.name}" for f in dataclasses.fields(kind)}
-    kept, ignored, position = [], [], 0
-    while position < len(argv):
-        flag, _, value = argv[position].partition("=")
-        if flag in IGNORED_FLAGS and flag not in own:
-            ignored.append(flag)
-            follows = position + 1 < len(argv) and not argv[position + 1].startswith("--")
-            position += 1 if IGNORED_FLAGS[flag] and not value and follows else 0
-        else:
-            kept.append(argv[position])
-        position += 1
-    return kept, ignored
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> typing.NoReturn:
-        raise ConfigError(f"{message}; see {self.prog} --help")
-
-
-def _parser(kind: type, program: str) -> argparse.ArgumentParser:
-    parser = _Parser(prog=program, description=kind.__doc__, allow_abbrev=False)
-    hints = typing.get_type_hints(kind)
-    groups: dict[str, Any] = {}
-    for f in dataclasses.fields(kind):
-        owner = next(c for c in kind.__mro__ if f.name in c.__dict__.get("__annotations__", {}))
-        title = "settings" if owner is kind else owner.__doc__
-        group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
-        _add_flag(group, f, hints[f.name])
-    return parser
-
-
-def _add_flag(group: Any, f: dataclasses.Field, hint: Any) -> None:
-    types_ = [t for t in typing.get_args(hint) if t is not types.NoneType] if typing.get_args(hint) else [hint]
-    shown = "none" if f.default is None else f.default
-    aliases = f.metadata["aliases"]
-    also = f"; also {', '.join(aliases)}" if aliases else ""
-    text = f"{f.metadata['help']} (default: {shown}{also})".replace("%", "%%")
-    options: dict[str, Any] = {"dest": f.name, "default": f.default, "help": text, "choices": f.metadata["choices"]}
-    if types_[0] is bool:
-        options.update(type=_boolean, nargs="?", const=True, metavar="True|False", choices=None)
-    else:
-        options.update(type=types_[0], metavar=None if options["choices"] else types_[0].__name__.upper())
-    group.add_argument(f"--{f.name}", *aliases, **options)
-
-
-def _boolean(text: str) -> bool:
-    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if text.lower() not in values:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
-    return values[text.lower()]
 
 
 # ---------------------------------------------------------------------------------------------------- defaults

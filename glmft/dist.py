@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from glmft.errors import ConfigError, GlmftError
@@ -35,6 +36,11 @@ class World:
 def env_rank() -> int:
     """The rank that a launcher gave this process, 0 without one; known before anything is set up."""
     return int(os.environ.get("RANK", 0))
+
+
+def cache_home() -> Path:
+    """Where encoded data is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "glmft"
 
 
 def choose_device(device: str) -> Any:

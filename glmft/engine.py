@@ -64,6 +64,9 @@ class Job:
     tokenizer: Any
     plan: Plan
     folder: Path
+    lengths: Sequence[int]
+    validation: Sequence[Example] = ()
+    validation_lengths: Sequence[int] = ()
 
 
 def train(model: nn.Module, data: Sequence[Example], job: Job, resume_from: Path | None = None) -> TrainResult:
@@ -76,6 +79,7 @@ def train(model: nn.Module, data: Sequence[Example], job: Job, resume_from: Path
     config, world, plan = job.config, job.world, job.plan
     state = TrainerState(total_steps=plan.total_steps(config.num_train_epochs, config.max_steps))
     state.window, state.records, state.seed = plan.window, plan.records, plan.seed
+    state.grouped = plan.lengths is not None
     if resume_from:
         state = resumed_state(resume_from, state)
         load_weights(model, saved.load_optimizer(resume_from))
@@ -96,9 +100,11 @@ def train(model: nn.Module, data: Sequence[Example], job: Job, resume_from: Path
         set_learning_rate(optimizer, rate)
         loss = train_step(engine, micro_batches, targets, world)
         state.step = step + 1
-        log.add(loss, targets, tokens=sum(len(data[i].ids) for rows in shares for i in rows))
+        log.add(loss, targets, tokens=sum(job.lengths[i] for rows in shares for i in rows))
         if state.step % config.show_loss_step == 0 or state.step == state.total_steps:
             log.write(rate, grad_norm(engine))
+        if job.validation and is_eval_step(state, plan, config):
+            tracker.log_validation(state.step, validate(engine, job))
         if is_save_step(state.step, plan, config) and state.step < state.total_steps:
             log.require_finite()
             tracker.say(f"saved {save_checkpoint(engine, state, job)}")
@@ -141,6 +147,30 @@ def grad_norm(engine: Any) -> float | None:
 def is_save_step(step: int, plan: Plan, config: TrainConfig) -> bool:
     """Every `save_model_step`, else at each epoch's end."""
     return step % (config.save_model_step or plan.steps_per_epoch) == 0
+
+
+def is_eval_step(state: TrainerState, plan: Plan, config: TrainConfig) -> bool:
+    """Every `eval_steps`, else at each epoch's end; and at the end of the run."""
+    return state.step % (config.eval_steps or plan.steps_per_epoch) == 0 or state.step == state.total_steps
+
+
+@torch.no_grad()
+def validate(engine: Any, job: Job) -> float:
+    """Mean loss over all supervised tokens of the validation rows, each of which is seen once by one rank."""
+    world, size = job.world, job.config.per_device_eval_batch_size
+    order = sorted(range(len(job.validation)), key=job.validation_lengths.__getitem__, reverse=True)
+    deal = Plan(len(order), size, 1, world.size, seed=0)
+    sums = torch.zeros(2, device=world.device)  # loss, supervised tokens
+    engine.eval()
+    for first in range(0, len(order), deal.window):
+        window = order[first : first + deal.window]
+        batch = make_batch(job.validation, deal.micro_batches(window, world.rank)[0], window, job)
+        with torch.autocast(world.device.type, world.dtype, enabled=world.dtype == torch.bfloat16):
+            sums[0] += engine(**batch, num_items_in_batch=1).loss
+        sums[1] += len(batch["loss_positions"])
+    engine.train()
+    loss, supervised = all_reduce_sum(sums).tolist()
+    return loss / supervised
 
 
 class LossLog:
@@ -226,7 +256,7 @@ def finish(engine: Any, state: TrainerState, log: LossLog, tracker: Tracker, job
 def resumed_state(checkpoint: Path, fresh: TrainerState) -> TrainerState:
     """Raises CheckpointError if data, seed or the records of a step differ: the order could not go on."""
     state = saved.load_state(checkpoint)
-    for name in ("window", "records", "seed"):
+    for name in ("window", "records", "seed", "grouped"):
         was, now = getattr(state, name), getattr(fresh, name)
         if was != now:
             raise CheckpointError(f"{checkpoint}: {name} was {was}, now it is {now}; give the same settings")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import sys
 import warnings
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from glmft import config as settings
 from glmft import dist
 from glmft.checks import check, length_problems
-from glmft.config import InspectConfig, PredictConfig, TrainConfig
+from glmft.config import InspectConfig, LearningSettings, PredictConfig, TrainConfig
 from glmft.errors import ConfigError
 from glmft.loading import load, locate
 from glmft.sources import find_sources
@@ -82,8 +83,6 @@ def prepare(config: TrainConfig, world: dist.World) -> tuple[Any, list[str]]:
     All that can be wrong shows here, in seconds. Returns (job, loaded data, model configuration) and lines to print.
     """
     from glmft import ds_config
-    from glmft.data.load import lengths_of, load_examples
-    from glmft.data.packing import pack
     from glmft.data.sampler import Plan, padding_share
     from glmft.data.show import token_table
     from glmft.engine import Job
@@ -106,12 +105,8 @@ def prepare(config: TrainConfig, world: dist.World) -> tuple[Any, list[str]]:
     dtype = next(name for name, torch_name in dist.DTYPES.items() if str(world.dtype).endswith(torch_name))
     deepspeed_config, lines = ds_config.resolve(settings.find_ds_file(config.ds_file), config, world.size, dtype)
     tokenizer = load_tokenizer(place.base, model_config.family)
-    loaded = load_examples(find_sources(config.train_path), config, tokenizer, config.seed)
-    if config.packing:
-        documents = loaded.examples
-        loaded.examples = pack(documents, lengths_of(config, tokenizer.family).max_len, config.seed)
-        loaded.lines.append(f"data: {len(documents)} documents packed into {len(loaded.examples)} rows")
-    sizes = [len(example.ids) for example in loaded.examples]
+    loaded, validation = training_rows(config, tokenizer)
+    sizes = loaded.lengths
     plan = Plan(
         len(sizes),
         config.per_device_train_batch_size,
@@ -126,12 +121,39 @@ def prepare(config: TrainConfig, world: dist.World) -> tuple[Any, list[str]]:
         "base_model_name_or_path": str(place.base.resolve()),
         "base_fingerprint": fingerprint(place.base),
     }
-    job = Job(config, deepspeed_config, world, tuner, base, tokenizer, plan, Path(config.output_dir))
+    folder = Path(config.output_dir)
+    job = Job(config, deepspeed_config, world, tuner, base, tokenizer, plan, folder, sizes)
+    if validation is not None:
+        job.validation, job.validation_lengths = validation.examples, validation.lengths
     if model_config.rope_line:
         lines.append(model_config.rope_line)
     if config.show_first_record:
         loaded.lines.append(token_table(loaded.examples[0], tokenizer))
     return (job, loaded, model_config), [*lines, *loaded.lines]
+
+
+def training_rows(config: TrainConfig, tokenizer: Any) -> tuple[Any, Any]:
+    """What is trained on, packed if so asked, and what is validated on (None: nothing)."""
+    from glmft.data.load import lengths_of, packed, split
+
+    loaded, validation = learned_rows(config, config.train_path, "--train_path", tokenizer, config.seed), None
+    if config.val_ratio:
+        loaded, validation = split(loaded, config.val_ratio, config.seed)
+    elif config.val_path:
+        validation = learned_rows(config, config.val_path, "--val_path", tokenizer, config.seed)
+    if config.packing:
+        loaded = packed(loaded, lengths_of(config, tokenizer.family).max_len, config.seed)
+    return loaded, validation
+
+
+def learned_rows(settings: LearningSettings, path: str, flag: str, tokenizer: Any, seed: int) -> Any:
+    """What is learned of a data path, from its cache. Raises ConfigError, DataError."""
+    from glmft.data.load import load_examples
+
+    sources = find_sources(path, flag)
+    home = Path(settings.cache_dir) if settings.cache_dir else dist.cache_home()
+    workers = settings.num_proc or min(8, os.cpu_count() or 1)
+    return load_examples(sources, settings, tokenizer, seed, home, workers)
 
 
 def write_rejected(folder: Path, rejected: list[tuple[str, str]]) -> None:
@@ -249,14 +271,13 @@ def inspect(config: InspectConfig) -> str:
     problems += [f"--records {part}: is no row number" for part in chosen if not part.isdigit()]
     if problems:
         raise ConfigError(problems)
-    from glmft.data.load import load_examples
     from glmft.data.show import token_table
     from glmft.tokenizers.loading import load_tokenizer
 
-    sources = find_sources(config.data_path, "DATA")
+    find_sources(config.data_path, "DATA")
     quiet()
     tokenizer = load_tokenizer(locate(config.model_name_or_path).base, config.mode)
-    loaded = load_examples(sources, config, tokenizer, seed=0)
+    loaded = learned_rows(config, config.data_path, "DATA", tokenizer, seed=0)
     color = config.color == "always" or (config.color == "auto" and sys.stdout.isatty())
     last = len(loaded.examples) - 1
     beyond = [part for part in chosen if int(part) > last]

@@ -55,6 +55,12 @@ class Tracker:
             f"{tokens / seconds:.0f} tokens/s ({supervised / seconds:.0f} supervised)"
         )
 
+    def log_validation(self, step: int, loss: float) -> None:
+        """The validation's loss in nats a supervised token; its time is not the next log line's."""
+        self.record({"step": step, "eval_loss": loss})
+        self.say(f"step {step}/{self.total}  validation loss {loss:.4f}")
+        self.mark = time.monotonic()
+
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.started

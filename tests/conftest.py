@@ -1,8 +1,12 @@
 """What the tests share: a tokenizer made on the spot, tiny random models, and data that lies outside the project."""
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
+
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="glmft-test-cache-")
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = {

@@ -4,13 +4,13 @@ import sys
 
 import pytest
 
+from glmft.arguments import parse_arguments
 from glmft.checks import check
 from glmft.config import (
     MergeConfig,
     PredictConfig,
     TrainConfig,
     find_ds_file,
-    parse_arguments,
     shipped,
     split_names,
     with_defaults,
@@ -76,7 +76,7 @@ def test_an_unknown_flag_names_the_nearest_one():
 def test_flags_without_meaning_here_are_accepted_with_one_warning(capsys):
     config = parse("--do_train", "--num_proc", "16", "--save_strategy=steps", "--local_rank", "0", "--seed", "5")
     assert config.seed == 5
-    assert capsys.readouterr().out == "warning: --do_train, --num_proc, --save_strategy: without effect here\n"
+    assert capsys.readouterr().out == "warning: --do_train, --save_strategy: without effect here\n"
 
 
 def test_names_are_split_at_commas_and_freed_of_quotes():

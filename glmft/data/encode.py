@@ -58,6 +58,29 @@ class EncodingReport:
     longest: int = 0
     lengths: list[int] = field(default_factory=list, repr=False)
 
+    def count(self, examples: Iterable[Example]) -> None:
+        """Count rows that are kept."""
+        for example in examples:
+            self.lengths.append(len(example.ids))
+            self.kept += 1
+            self.tokens += len(example.ids)
+            self.supervised += example.supervised
+            self.longest = max(self.longest, len(example.ids))
+
+    def add(self, other: "EncodingReport") -> None:
+        """Take in what became of other records."""
+        for name, value in vars(other).items():
+            own = getattr(self, name)
+            setattr(self, name, max(own, value) if name == "longest" else own + value)
+
+    def require_rows(self, lengths: Lengths) -> None:
+        """Raises DataError if nothing is left."""
+        if not self.kept:
+            raise DataError(
+                f"nothing is left of {self.read} records: {self.dropped} are longer than --max_len {lengths.max_len} "
+                f"or --max_src_len {lengths.max_src_len}, {self.nothing_learned} have nothing to learn"
+            )
+
     def lines(self) -> list[str]:
         lengths = sorted(self.lengths)
         middle, most = lengths[len(lengths) // 2], lengths[int(len(lengths) * 0.95)]
@@ -120,15 +143,8 @@ def encode_records(
         except ValueError as error:
             raise DataError(f"{record.place}: {error}") from None
         examples += encoded
-        for example in encoded:
-            report.lengths.append(len(example.ids))
-            report.supervised += example.supervised
-    if not examples:
-        raise DataError(
-            f"nothing is left of {report.read} records: {report.dropped} are longer than --max_len {lengths.max_len} "
-            f"or --max_src_len {lengths.max_src_len}, {report.nothing_learned} have nothing to learn"
-        )
-    report.kept, report.tokens, report.longest = len(examples), sum(report.lengths), max(report.lengths)
+    report.count(examples)
+    report.require_rows(lengths)
     return examples, report
 
 
@@ -164,8 +180,8 @@ def newest_turns(
             break
         messages, turns_cut = shorter, True
         row = make_row(tokenizer, messages, template)
-    questions = sum(message["role"] == "user" for message in messages)
-    return (replace(row, dialogue=True) if turns_cut or questions > 1 else row), turns_cut
+    is_dialogue = turns_cut or (len(messages) > 2 and sum(message["role"] == "user" for message in messages) > 1)
+    return (replace(row, dialogue=True) if is_dialogue else row), turns_cut
 
 
 def cut(row: Row, tokenizer: Any, lengths: Lengths, template: str, place: str) -> tuple[Example, bool, bool]:
@@ -175,14 +191,22 @@ def cut(row: Row, tokenizer: Any, lengths: Lengths, template: str, place: str) -
     longest_prompt = lengths.max_src_len + beside
     if row.dialogue:
         longest_prompt = max(longest_prompt, lengths.max_len - len(answer) - 1)
-    prompt = keep_cue(row.prompt, row.cue, longest_prompt)
+    prompt, labelled = row.prompt, row.learned
+    if len(prompt) > longest_prompt:
+        cue = 0 if row.answer is None else cue_length(tokenizer, prompt, template)
+        prompt = keep_cue(prompt, cue, longest_prompt)
+        kept, tail = len(prompt) - cue, len(row.prompt) - cue  # what was between them is gone
+        labelled = {i if i < kept else i - tail + kept for i in row.learned if i < kept or i >= tail}
     room = max(0, lengths.max_len - len(prompt) - 1 - unused)
     room = room if lengths.max_tgt_len is None else min(room, lengths.max_tgt_len)
-    ids = [*prompt, *answer[:room], tokenizer.eos_token_id]
-    start, cue = len(prompt) - row.cue, len(row.prompt) - row.cue  # what was between them is gone
-    labelled = {i if i < start else i - cue + start for i in row.learned if i < start or i >= cue}
-    labelled |= set(range(len(prompt), len(ids))) if row.last else set()
-    return Example(ids, spans(labelled), place), len(prompt) < len(row.prompt), len(answer) > room
+    ids = [*prompt, *answer[:room], tokenizer.end_id]
+    found = spans(labelled) if labelled else ()
+    if row.last:
+        first = len(prompt)
+        if found and found[-1][1] == first:
+            first, found = found[-1][0], found[:-1]
+        found = (*found, (first, len(ids)))
+    return Example(ids, found, place), len(prompt) < len(row.prompt), len(answer) > room
 
 
 def spans(positions: Iterable[int]) -> tuple[Span, ...]:

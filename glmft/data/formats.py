@@ -1,12 +1,13 @@
 """What users hold, as one thing: a conversation. Records are checked here, so that no bad one reaches the model."""
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glmft.data.read import read_values
+from glmft.data.read import raw_records, value_of
 from glmft.errors import DataError
 
 MOST_PROBLEMS = 5
@@ -74,27 +75,53 @@ def read_records(files: Path | str | Iterable[Path | str], options: Options | No
     files = [files] if isinstance(files, str | Path) else list(files)
     result = Read()
     for file in files:
-        convert: Callable[[Any, Options], tuple[Message, ...]] | None = None
-        for place, value in read_values(Path(file)):
+        format_name = file_format(Path(file), options)
+        for place, raw in raw_records(Path(file)):
             try:
-                if isinstance(value, DataError):
-                    raise value
-                convert = convert or FORMATS[detect(value, options)]
-                result.records.append(Record(_checked(convert(value, options)), place))
+                result.records.append(convert(place, raw, format_name, options))
             except DataError as error:
-                result.rejected.append((place, _named(error, place)))
+                result.rejected.append((place, error.problems[0]))
                 if options.on_bad_record == "error" and len(result.rejected) == MOST_PROBLEMS:
-                    raise DataError(reason for _, reason in result.rejected) from None
+                    raise refusal(result.rejected) from None
     if result.rejected and (options.on_bad_record == "error" or not result.records):
-        raise DataError([reason for _, reason in result.rejected][:MOST_PROBLEMS])
+        raise refusal(result.rejected)
     if not result.records:
         raise DataError(f"{', '.join(map(str, files))}: holds no record")
     return result
 
 
-def _named(error: DataError, place: str) -> str:
-    [problem] = error.problems[:1]
-    return problem if problem.startswith(place.split(": record")[0]) else f"{place}: {problem}"
+def refusal(rejected: list[tuple[str, str]]) -> DataError:
+    """The first few reasons."""
+    return DataError([reason for _, reason in rejected[:MOST_PROBLEMS]])
+
+
+def file_format(path: Path, options: Options) -> str:
+    """The format of a file: as the options say, else by its first good record; triples if there is none."""
+    if options.data_format != "auto":
+        return options.data_format
+    for place, raw in raw_records(path):
+        with contextlib.suppress(DataError):
+            return detect(value_of(place, raw), options)
+    return "triples"
+
+
+def convert(place: str, raw: Any, format_name: str, options: Options) -> Record:
+    """One checked record. Raises DataError with one line that begins with the place."""
+    try:
+        return Record(_checked(FORMATS[format_name](value_of(place, raw), options)), place)
+    except DataError as error:
+        problem = _known_formats(place, raw, options) or error.problems[0]
+        raise DataError(problem if problem.startswith(place) else f"{place}: {problem}") from None
+
+
+def _known_formats(place: str, raw: Any, options: Options) -> str | None:
+    """What formats there are, if a record is of none."""
+    if options.data_format == "auto":
+        try:
+            detect(value_of(place, raw), options)
+        except DataError as error:
+            return error.problems[0]
+    return None
 
 
 # ---------------------------------------------------------------------------------------------------- formats
@@ -282,9 +309,12 @@ def _string(value: Any, key: str) -> str:
 
 
 def _checked(found: tuple[Message, ...]) -> tuple[Message, ...]:
-    for text in (text for message in found for text in (message.get("content", ""), message.get("metadata", ""))):
-        if "\x00" in text:
-            raise DataError("a text holds a NUL byte; remove it")
-        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-            raise DataError("a text holds half a surrogate pair, which is no character; remove it")
+    for message in found:
+        for text in (message.get("content", ""), message.get("metadata", "")):
+            if "\x00" in text:
+                raise DataError("a text holds a NUL byte; remove it")
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise DataError("a text holds half a surrogate pair, which is no character; remove it") from None
     return found

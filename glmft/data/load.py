@@ -1,23 +1,44 @@
-"""Files to examples: read, encode, and mix sources by weight."""
+"""Files to rows: encode or take from the cache, mix sources by weight, pack."""
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from glmft.config import DataSettings
-from glmft.data.encode import Example, Lengths, encode_records
+from glmft.data.cache import Recipe, cached_rows
+from glmft.data.encode import Example, Lengths
 from glmft.data.formats import Options, Record, read_records
+from glmft.data.packing import PackedRows, pack
+from glmft.errors import DataError
 from glmft.sources import Source
 
 
 @dataclass
 class Loaded:
-    """Examples in the order of their files (mixed sources: as often as their weight asks for), and what to tell."""
+    """Rows in the order of their files (mixed sources: as often as their weight asks for), and what to tell."""
 
-    examples: list[Example]
+    examples: Sequence[Example]
+    lengths: list[int]
     rejected: list[tuple[str, str]]
     lines: list[str]
+
+
+class Picked(Sequence[Example]):
+    """Rows of several sources, each as often as `picks` names it: (source, row)."""
+
+    def __init__(self, sources: Sequence[Sequence[Example]], picks: list[tuple[int, int]]):
+        self.sources, self.picks = sources, picks
+
+    def __len__(self) -> int:
+        return len(self.picks)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        source, row = self.picks[index]
+        return self.sources[source][row]
 
 
 def options_of(settings: DataSettings) -> Options:
@@ -40,36 +61,60 @@ def read_all(sources: Sequence[Source], settings: DataSettings) -> tuple[list[Re
     return read.records, read.rejected
 
 
-def load_examples(sources: Sequence[Source], settings: Any, tokenizer: Any, seed: int) -> Loaded:
+def load_examples(
+    sources: Sequence[Source], settings: Any, tokenizer: Any, seed: int, cache: Path, workers: int = 1
+) -> Loaded:
     """Everything that is trained on.
 
     Args:
-        settings: of a training run.
+        settings: what is read, cut and learned (`LearningSettings`).
+        cache: folder of all caches.
+        workers: processes that encode.
 
     Raises:
         DataError: records that cannot be read or expressed, or nothing left.
     """
-    lengths, parts, rejected, lines = lengths_of(settings, tokenizer.family, settings.is_skip), [], [], []
+    lengths = lengths_of(settings, tokenizer.family, settings.is_skip)
+    recipe = Recipe(options_of(settings), lengths, settings.template, settings.loss_on)
     weighted = sources[0].weight is not None
-    for group in [[source] for source in sources] if weighted else [list(sources)]:
-        records, refused = read_all(group, settings)
-        examples, report = encode_records(records, tokenizer, lengths, settings.template, settings.loss_on)
-        parts.append(examples)
-        rejected += refused
-        lines += report.lines()
+    groups = [source.files for source in sources] if weighted else [[f for source in sources for f in source.files]]
+    parts = [cached_rows(files, recipe, tokenizer, cache, workers) for files in groups]
+    lines = [line for part in parts for line in part.report.lines()]
+    rejected = [refused for part in parts for refused in part.rejected]
     if rejected:
         lines.append(f"data: {len(rejected)} bad records left out; rejected.jsonl says why")
     if not weighted:
-        return Loaded(parts[0], rejected, lines)
+        return Loaded(parts[0], parts[0].lengths, rejected, lines)
     counts = shares([len(part) for part in parts], [source.weight for source in sources])
-    for source, part, count in zip(sources, parts, counts, strict=True):
-        lines.append(
-            f"data: {source.files[0]} gives {count} of {sum(counts)} rows ({count / len(part):.2f} times its own)"
-        )
-    mixed = [
-        example for i, (part, n) in enumerate(zip(parts, counts, strict=True)) for example in draw(part, n, seed + i)
-    ]
-    return Loaded(mixed, rejected, lines)
+    picks = []
+    for i, (part, count) in enumerate(zip(parts, counts, strict=True)):
+        picks += [(i, row) for row in draw(len(part), count, seed + i)]
+        name, times = groups[i][0], count / len(part)
+        lines.append(f"data: {name} gives {count} of {sum(counts)} rows ({times:.2f} times its own)")
+    return Loaded(Picked(parts, picks), [parts[i].lengths[row] for i, row in picks], rejected, lines)
+
+
+def split(loaded: Loaded, ratio: float, seed: int) -> tuple[Loaded, Loaded]:
+    """A seeded share of the rows, at least one, held out: (the rest, the share). Raises DataError if it is all."""
+    order = list(range(len(loaded.lengths)))
+    random.Random(seed).shuffle(order)
+    held = max(1, round(ratio * len(order)))
+    if held >= len(order):
+        raise DataError(f"--val_ratio {ratio:g}: leaves nothing of {len(order)} rows to train on")
+    parts = []
+    for rows in (sorted(order[held:]), sorted(order[:held])):
+        picked = Picked([loaded.examples], [(0, row) for row in rows])
+        parts.append(Loaded(picked, [loaded.lengths[row] for row in rows], loaded.rejected, list(loaded.lines)))
+    parts[0].lines.append(f"data: {held} of {len(order)} rows held out for validation")
+    return parts[0], parts[1]
+
+
+def packed(loaded: Loaded, max_len: int, seed: int) -> Loaded:
+    """Several documents in a row."""
+    rows = pack(loaded.lengths, max_len, seed)
+    lines = [*loaded.lines, f"data: {len(loaded.lengths)} documents packed into {len(rows)} rows"]
+    lengths = [sum(loaded.lengths[i] for i in row) for row in rows]
+    return Loaded(PackedRows(loaded.examples, rows), lengths, loaded.rejected, lines)
 
 
 def shares(sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
@@ -78,7 +123,7 @@ def shares(sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
     return [max(1, round(sum(sizes) * weight / total)) for weight in weights]
 
 
-def draw(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
-    """`count` examples: every one equally often, give or take one, in a seeded choice."""
-    whole, rest = divmod(count, len(examples))
-    return list(examples) * whole + random.Random(seed).sample(list(examples), rest)
+def draw(size: int, count: int, seed: int) -> list[int]:
+    """`count` rows of `size`: every one equally often, give or take one, in a seeded choice."""
+    whole, rest = divmod(count, size)
+    return list(range(size)) * whole + random.Random(seed).sample(range(size), rest)

@@ -4,6 +4,7 @@ import bisect
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from glmft.data.encode import Example
 
@@ -15,33 +16,48 @@ class Packed(Example):
     parts: tuple[int, ...] = ()
 
 
-def pack(examples: Sequence[Example], max_len: int, seed: int) -> list[Packed]:
-    """Rows of at most `max_len` tokens with every example in one of them.
+def pack(lengths: Sequence[int], max_len: int, seed: int) -> list[list[int]]:
+    """Rows of at most `max_len` tokens, as numbers of documents, with every document in one of them.
 
-    Best-fit decreasing: the longest document first, each into the row that it fills best. Examples of one length come
-    in a seeded order, and so do the documents inside a row.
+    Best-fit decreasing: the longest document first, each into the row that it fills best. Documents of one length come
+    in a seeded order, and so do those inside a row.
     """
     rng = random.Random(seed)
-    order = list(range(len(examples)))
+    order = list(range(len(lengths)))
     rng.shuffle(order)
-    order.sort(key=lambda i: len(examples[i].ids), reverse=True)
+    order.sort(key=lengths.__getitem__, reverse=True)
     rows: list[list[int]] = []
     free: list[tuple[int, int]] = []  # (room left, row), sorted
     for i in order:
-        length = len(examples[i].ids)
-        at = bisect.bisect_left(free, (length, -1))
-        room, row = free.pop(at) if at < len(free) else (max(max_len, length), len(rows))
+        at = bisect.bisect_left(free, (lengths[i], -1))
+        room, row = free.pop(at) if at < len(free) else (max(max_len, lengths[i]), len(rows))
         if row == len(rows):
             rows.append([])
         rows[row].append(i)
-        if room > length:
-            bisect.insort(free, (room - length, row))
+        if room > lengths[i]:
+            bisect.insort(free, (room - lengths[i], row))
     for row in rows:
         rng.shuffle(row)
-    return [join([examples[i] for i in row]) for row in rows]
+    return rows
+
+
+class PackedRows(Sequence[Packed]):
+    """Documents joined into rows as they are asked for."""
+
+    def __init__(self, documents: Sequence[Example], rows: list[list[int]]):
+        self.documents, self.rows = documents, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return join([self.documents[i] for i in self.rows[index]])
 
 
 def join(examples: Sequence[Example]) -> Packed:
+    """One row of several documents."""
     ids, spans, parts = [], [], []
     for example in examples:
         spans += [(first + len(ids), end + len(ids)) for first, end in example.spans]

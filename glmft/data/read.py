@@ -9,46 +9,43 @@ from typing import Any
 
 from glmft.errors import DataError
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-def read_values(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, value or DataError) of every record of a JSON array or JSONL file, plain or .gz, with or without BOM.
 
-    A place is FILE:LINE, or `FILE: record N` in an array. A bad line is given as the error that says so, and the next
-    line follows; an array with a fault in it is one error.
+def raw_records(path: Path) -> Iterator[tuple[str, Any]]:
+    """(place, line as bytes) of every line of a JSONL file, or (place, value) of a JSON array; plain or .gz.
+
+    A place is FILE:LINE, or `FILE: record N` in an array. Lines are read one at a time; an array, with a fault in it or
+    not, is read as a whole.
 
     Raises:
-        DataError: the file cannot be opened or unpacked.
+        DataError: the file cannot be opened or unpacked, or an array is no JSON.
     """
-    data = _content(path)
-    if data.lstrip()[:1] == b"[":
-        yield from _array(data, path)
-        return
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if line.strip():
-            place = f"{path}:{number}"
-            try:
-                yield place, parse(_text(line, place), place)
-            except DataError as error:
-                yield place, error
-
-
-def _content(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if path.suffix == ".gz" else data
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            first = True
+            for number, line in enumerate(file, 1):
+                line = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+                if first and line.lstrip()[:1] == b"[":
+                    yield from _array(line + file.read(), path, number)
+                    return
+                if line.strip():
+                    first = False
+                    yield f"{path}:{number}", line
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise DataError(f"{path}: is no whole gzip file; pack it again, or name it without .gz") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    return data.removeprefix(b"\xef\xbb\xbf")
 
 
-def _array(data: bytes, path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        values = parse(_text(data, str(path)), str(path))
-    except DataError as error:
-        yield str(path), error
-        return
+def value_of(place: str, raw: Any) -> Any:
+    """The value of what `raw_records` gave. Raises DataError."""
+    return parse(_text(raw.strip(), place), place) if isinstance(raw, bytes) else raw
+
+
+def _array(data: bytes, path: Path, line: int) -> Iterator[tuple[str, Any]]:
+    lines_before = b"\n" * (line - 1)
+    values = parse(_text(lines_before + data, str(path)), str(path))
     for number, value in enumerate(values, 1):
         yield f"{path}: record {number}", value
 
@@ -65,7 +62,7 @@ def _text(data: bytes, place: str) -> str:
 def parse(text: str, place: str) -> Any:
     """One JSON value. Raises DataError for broken JSON, NaN, duplicate keys, or nesting beyond reason."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+        return DECODER.decode(text)
     except json.JSONDecodeError as error:
         line = f":{error.lineno}" if "\n" in text else ""
         raise DataError(f"{place}{line}: broken JSON ({error.msg}, column {error.colno})") from None
@@ -86,3 +83,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         double = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"key {double!r} stands twice in one object")
     return value
+
+
+DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique)

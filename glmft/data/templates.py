@@ -21,7 +21,6 @@ class Row:
 
     Args:
         prompt: ids, the answer's cue included.
-        cue: how many ids at the prompt's end a cut must keep.
         answer: ids without the end token; None: the row ends with a message that is no answer.
         learned: which of the prompt's positions have a label.
         last: whether the answer has labels.
@@ -29,7 +28,6 @@ class Row:
     """
 
     prompt: list[int]
-    cue: int
     answer: list[int] | None
     learned: frozenset[int] = frozenset()
     last: bool = True
@@ -71,7 +69,7 @@ def cue_length(tokenizer: Any, prompt: Sequence[int], template: str = "default")
         return 0
     if tokenizer.family == "glm3":
         return 1
-    newline = tokenizer.convert_tokens_to_ids("<0x0A>")  # the cue is two line breaks, then the answer's mark
+    newline = tokenizer.get_command("<0x0A>")  # the cue is two line breaks, then the answer's mark
     return prompt[::-1].index(newline) + 2
 
 
@@ -83,21 +81,20 @@ def answer_text(tokenizer: Any, ids: Sequence[int]) -> str:
 
 def targets(
     tokenizer: Any, messages: Sequence[Message], template: str = "default", loss_on: str = "flagged"
-) -> list[list[Message]]:
+) -> list[Sequence[Message]]:
     """The conversations that become rows: a whole ChatGLM3 dialogue, else one up to each answer that is learned.
 
-    Each message says by `loss` whether it is learned: `flagged`: all of an assistant but where a flag says no (of an
-    observation too, as ChatGLM3's own script has it); `all`: all of an assistant; `last`: the last of them.
+    Of a dialogue each message says by `loss` whether it is learned. `flagged`: all of an assistant but where a flag
+    says no (of an observation too, as ChatGLM3's own script has it); `all`: all of an assistant; `last`: the last one.
     """
     answers = {i for i, message in enumerate(messages) if message["role"] == "assistant"}
     learned = {max(answers)} if loss_on == "last" and answers else answers
     if loss_on == "flagged":
         shown = {i for i, message in enumerate(messages) if message["role"] == "observation"}
         learned = {i for i in answers | shown if messages[i].get("loss") is not False}
-    marked = [{**message, "loss": i in learned} for i, message in enumerate(messages)]
     if tokenizer.family == "glm3" and template == "default":
-        return [marked] if learned else []
-    return [marked[: i + 1] for i in sorted(learned & answers)]
+        return [[{**message, "loss": i in learned} for i, message in enumerate(messages)]] if learned else []
+    return [messages[: i + 1] for i in sorted(learned & answers)]
 
 
 def make_row(tokenizer: Any, messages: Sequence[Message], template: str = "default") -> Row:
@@ -108,7 +105,7 @@ def make_row(tokenizer: Any, messages: Sequence[Message], template: str = "defau
     # ChatGLM-6B learns to open an answer with <sop>, and so does the reference project's ChatGLM3 with its role.
     opens = tokenizer.family == "glm" or (tokenizer.family == "glm3" and template == "reference")
     opening = frozenset({len(prompt) - 1} if opens else ())
-    return Row(prompt, cue_length(tokenizer, prompt, template), answer_ids(tokenizer, messages[-1], template), opening)
+    return Row(prompt, answer_ids(tokenizer, messages[-1], template), opening)
 
 
 def _dialogue(tokenizer: Any, messages: Sequence[Message]) -> Row:
@@ -121,9 +118,9 @@ def _dialogue(tokenizer: Any, messages: Sequence[Message]) -> Row:
             positions += range(len(ids) + 1, len(ids) + len(part) + 1)
         ids += part
     if not has_answer:
-        return Row(ids, 0, None, frozenset(positions), False)
+        return Row(ids, None, frozenset(positions), False)
     ids.append(tokenizer.get_command("<|assistant|>"))
-    return Row(ids, 1, answer_ids(tokenizer, messages[-1]), frozenset(positions), messages[-1]["loss"])
+    return Row(ids, answer_ids(tokenizer, messages[-1]), frozenset(positions), messages[-1]["loss"])
 
 
 def extra_lengths(tokenizer: Any, template: str) -> tuple[int, int]:

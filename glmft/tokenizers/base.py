@@ -57,6 +57,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         self.special_ids = {token: self.sp.vocab_size() + i for i, token in enumerate(self.special_tokens)}
         self.special_texts = {i: token for token, i in self.special_ids.items()}
         super().__init__(padding_side=padding_side, **{**kwargs, **self.named_tokens})
+        self.end_id: int = self.eos_token_id  # transformers looks its own attribute up by name, slowly, at every use
 
     @property
     def vocab_size(self) -> int:
@@ -77,7 +78,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
     def get_command(self, token: str) -> int:
         """Id of a special token by its name, as the official code calls it."""
-        return {"<bos>": 1, "<eos>": 2, "<pad>": 0}[token] if token.startswith("<b") else self.special_ids[token]
+        official = {"<bos>": 1, "<eos>": 2, "<pad>": 0}
+        return official[token] if token in official else self._convert_token_to_id(token)
 
     @property
     def stop_ids(self) -> list[int]:
@@ -245,9 +247,8 @@ def rounds_of(messages: Sequence[Message], family: str) -> tuple[list[tuple[str,
     Raises:
         ValueError: messages that are not of user and assistant in turn.
     """
-    expected = ["user", "assistant"] * len(messages)
-    for i, (message, role) in enumerate(zip(messages, expected, strict=False)):
-        if message.get("role") != role:
+    for i, message in enumerate(messages):
+        if message.get("role") != ("assistant" if i % 2 else "user"):
             raise ValueError(f"message {i} has role {message.get('role')!r}; {family} takes user and assistant in turn")
     texts = [message.get("content") or "" for message in messages]
     if not texts:

@@ -131,6 +131,7 @@ def dialogue(*messages, **more) -> str:
 USER = {"role": "user", "content": "a"}
 BAD = [
     (line() + "\n" + line()[:-3], ":2: broken JSON"),
+    (line() + "\n" + line()[:-1] + "\n" + line(), ":2: broken JSON (Expecting ',' delimiter"),
     ("[" + line() + ",\n" + line()[:-3] + "]", ":2: broken JSON"),
     (line() + '\n["a"]', ":2: a list, not an object"),
     (line() + "\n17", ":2: a int, not an object"),

@@ -4,7 +4,6 @@ from collections import Counter
 import pytest
 
 from glmft.config import TrainConfig
-from glmft.data.encode import Example
 from glmft.data.load import draw, lengths_of, load_examples, shares
 from glmft.sources import find_sources
 
@@ -17,7 +16,9 @@ def write(path, count: int, answer: str):
 def test_sources_are_mixed_by_weight(tokenizer, tmp_path):
     write(tmp_path / "a.json", 30, "云")
     write(tmp_path / "b.json", 10, "川")
-    loaded = load_examples(find_sources(f"{tmp_path}/a.json:1,{tmp_path}/b.json:3"), TrainConfig(), tokenizer, seed=1)
+    loaded = load_examples(
+        find_sources(f"{tmp_path}/a.json:1,{tmp_path}/b.json:3"), TrainConfig(), tokenizer, 1, tmp_path / "cache"
+    )
     places = Counter(example.place.split("/")[-1].split(":")[0] for example in loaded.examples)
     assert places == {"a.json": 10, "b.json": 30}
     assert any("b.json gives 30 of 40 rows (3.00 times its own)" in line for line in loaded.lines)
@@ -26,16 +27,15 @@ def test_sources_are_mixed_by_weight(tokenizer, tmp_path):
 def test_without_weights_every_record_comes_once(tokenizer, tmp_path):
     write(tmp_path / "a.json", 5, "云")
     write(tmp_path / "b.json", 7, "川")
-    loaded = load_examples(find_sources(str(tmp_path)), TrainConfig(), tokenizer, seed=1)
+    loaded = load_examples(find_sources(str(tmp_path)), TrainConfig(), tokenizer, 1, tmp_path / "cache")
     assert len({example.place for example in loaded.examples}) == len(loaded.examples) == 12
 
 
-def test_a_draw_takes_every_example_equally_often():
-    examples = [Example([i], (), str(i)) for i in range(7)]
-    counts = Counter(example.place for example in draw(examples, 17, seed=3))
+def test_a_draw_takes_every_row_equally_often():
+    counts = Counter(draw(7, 17, seed=3))
     assert set(counts.values()) <= {2, 3}
     assert sum(counts.values()) == 17
-    assert draw(examples, 17, seed=3) == draw(examples, 17, seed=3) != draw(examples, 17, seed=4)
+    assert draw(7, 17, seed=3) == draw(7, 17, seed=3) != draw(7, 17, seed=4)
     assert shares([30, 10], [1.0, 3.0]) == [10, 30]
 
 
@@ -44,7 +44,7 @@ def test_bad_records_are_counted(tokenizer, tmp_path):
     with (tmp_path / "a.json").open("a", encoding="utf-8") as file:
         file.write("17\n")
     config = TrainConfig(on_bad_record="skip")
-    loaded = load_examples(find_sources(f"{tmp_path}/a.json"), config, tokenizer, seed=1)
+    loaded = load_examples(find_sources(f"{tmp_path}/a.json"), config, tokenizer, 1, tmp_path / "cache")
     assert len(loaded.examples) == 2
     assert [place.split(":")[-1] for place, _ in loaded.rejected] == ["3"]
     assert "1 bad records left out" in loaded.lines[-1]

@@ -8,7 +8,7 @@ import torch
 from glmft.data.collate import collate
 from glmft.data.encode import Example, Lengths, encode_records
 from glmft.data.formats import single
-from glmft.data.packing import pack
+from glmft.data.packing import PackedRows, pack
 from glmft.models.loading import load_config, load_model
 from glmft.tokenizers.loading import load_tokenizer
 from glmft.tuners.prefix import Prefix
@@ -19,14 +19,15 @@ from glmft.tuners.prompt import Prompt
 def test_every_document_is_in_one_row_and_no_row_is_too_long(seed):
     rng = random.Random(seed)
     examples = [Example([i] * rng.randint(1, 30), ((0, 1),), str(i)) for i in range(200)]
-    rows = pack(examples, 64, seed)
+    lengths = [len(example.ids) for example in examples]
+    packs = pack(lengths, 64, seed)
+    assert sorted(i for row in packs for i in row) == list(range(200))
+    assert len(packs) <= 1.05 * sum(lengths) / 64 + 1
+    assert pack(lengths, 64, seed) == packs
+    rows = PackedRows(examples, packs)
     assert all(len(row.ids) == sum(row.parts) <= 64 for row in rows)
-    found = sorted(row.ids[sum(row.parts[:n])] for row in rows for n in range(len(row.parts)))
-    assert found == list(range(200))
     assert sum(row.supervised for row in rows) == 200
-    tokens = sum(len(example.ids) for example in examples)
-    assert len(rows) <= 1.05 * tokens / 64 + 1
-    assert pack(examples, 64, seed) == rows
+    assert rows[-1].place == str(packs[-1][0])
 
 
 @pytest.mark.parametrize("tuner", [None, Prefix(3, False), Prompt(3, "none")], ids=["base", "prefix", "prompt"])
@@ -38,7 +39,7 @@ def test_loss_and_gradients_are_those_of_the_documents_one_by_one(family, backen
     texts = [("云川岭溪", "泉峰"), ("湖", "岛林松柏梅兰"), ("竹菊荷", "莲"), ("桃杏", "梨枫桐"), ("槐柳榆鹤", "雁")]
     examples, _ = encode_records([single(*text) for text in texts], tokenizer, Lengths(200, 100))
     longest = 2 * max(len(example.ids) for example in examples)
-    packed = pack(examples, longest, seed=0)
+    packed = PackedRows(examples, pack([len(example.ids) for example in examples], longest, seed=0))[:]
     assert 1 < len(packed) < len(examples)
     torch.manual_seed(0)
     model = load_model(load_config(folder), folder, torch.float32, backend)

@@ -1,0 +1,99 @@
+"""Flags to settings: every field of a settings class is a flag of its name."""
+
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any, TypeVar
+
+from glmft.errors import ConfigError
+
+# Flags that users' scripts carry and that mean nothing here: accepted with one warning. Value: whether one follows.
+IGNORED_FLAGS = {
+    "--do_train": False,
+    "--overwrite_cache": False,
+    "--dataloader_num_workers": True,
+    "--remove_unused_columns": True,
+    "--save_strategy": True,
+    "--log_level": True,
+    "--logging_strategy": True,
+}
+Settings = TypeVar("Settings")
+
+
+def parse_arguments(kind: type[Settings], argv: list[str], program: str) -> Settings:
+    """Flags to a settings object.
+
+    Raises:
+        ConfigError: flags that are unknown (with the nearest name), repeated values or values of a wrong type.
+    """
+    argv, ignored = _without_ignored(argv, kind)
+    parser = _parser(kind, program)
+    known = [option for action in parser._actions for option in action.option_strings]
+    flags = [argument.split("=")[0] for argument in argv if argument.startswith("--")]
+    unknown = [flag for flag in flags if flag not in known]
+    if unknown:
+        raise ConfigError(f"{flag}: no such setting{nearest(flag, known)}; see {program} --help" for flag in unknown)
+    config = kind(**vars(parser.parse_args(argv)))
+    if ignored:
+        print(f"warning: {', '.join(ignored)}: without effect here", flush=True)
+    return config
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), 1, 0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _without_ignored(argv: list[str], kind: type) -> tuple[list[str], list[str]]:
+    own = {f"--{f.name}" for f in dataclasses.fields(kind)}
+    kept, ignored, position = [], [], 0
+    while position < len(argv):
+        flag, _, value = argv[position].partition("=")
+        if flag in IGNORED_FLAGS and flag not in own:
+            ignored.append(flag)
+            follows = position + 1 < len(argv) and not argv[position + 1].startswith("--")
+            position += 1 if IGNORED_FLAGS[flag] and not value and follows else 0
+        else:
+            kept.append(argv[position])
+        position += 1
+    return kept, ignored
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def _parser(kind: type, program: str) -> argparse.ArgumentParser:
+    parser = _Parser(prog=program, description=kind.__doc__, allow_abbrev=False)
+    hints = typing.get_type_hints(kind)
+    groups: dict[str, Any] = {}
+    for f in dataclasses.fields(kind):
+        owner = next(c for c in kind.__mro__ if f.name in c.__dict__.get("__annotations__", {}))
+        title = "settings" if owner is kind else owner.__doc__
+        group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
+        _add_flag(group, f, hints[f.name])
+    return parser
+
+
+def _add_flag(group: Any, f: dataclasses.Field, hint: Any) -> None:
+    types_ = [t for t in typing.get_args(hint) if t is not types.NoneType] if typing.get_args(hint) else [hint]
+    shown = "none" if f.default is None else f.default
+    aliases = f.metadata["aliases"]
+    also = f"; also {', '.join(aliases)}" if aliases else ""
+    text = f"{f.metadata['help']} (default: {shown}{also})".replace("%", "%%")
+    options: dict[str, Any] = {"dest": f.name, "default": f.default, "help": text, "choices": f.metadata["choices"]}
+    if types_[0] is bool:
+        options.update(type=_boolean, nargs="?", const=True, metavar="True|False", choices=None)
+    else:
+        options.update(type=types_[0], metavar=None if options["choices"] else types_[0].__name__.upper())
+    group.add_argument(f"--{f.name}", *aliases, **options)
+
+
+def _boolean(text: str) -> bool:
+    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return values[text.lower()]

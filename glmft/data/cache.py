@@ -1,0 +1,243 @@
+"""Encoded rows on disk: made once by several processes, then mapped into memory, however many ranks read them.
+
+A cache is keyed by everything that the rows hang on. It appears whole or not at all; whoever comes first makes it, and
+the others on the same host wait for it.
+"""
+
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from glmft.data.encode import EncodingReport, Example, Lengths, encode_record
+from glmft.data.formats import MOST_PROBLEMS, Options, convert, file_format, refusal
+from glmft.data.read import raw_records
+from glmft.errors import DataError
+
+LAYOUT = 1  # raise it when rows come out differently
+CHUNK = 1000  # records that a process encodes at a time
+FEW = 20_000  # so many records are encoded sooner by this process alone
+ROWS, SUMMARY = "rows.arrow", "summary.json"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that the rows of some files hang on, but for the tokenizer."""
+
+    options: Options
+    lengths: Lengths
+    template: str = "default"
+    loss_on: str = "flagged"
+
+
+@dataclass
+class Chunk:
+    """What a process made of some records; `table` holds the rows."""
+
+    table: Any = None
+    report: EncodingReport = field(default_factory=EncodingReport)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+
+
+class Rows(Sequence[Example]):
+    """The rows of a cache, read from the disk as they are asked for."""
+
+    def __init__(self, folder: Path):
+        from datasets import Dataset
+
+        self.table = Dataset.from_file(str(folder / ROWS))
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        self.lengths: list[int] = self.table.data.column("length").to_pylist()
+        self.report = EncodingReport(**summary["report"], lengths=self.lengths)
+        self.rejected = [(place, reason) for place, reason in summary["rejected"]]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = self.table[int(index)]
+        flat = row["spans"]
+        return Example(row["ids"], tuple(zip(flat[::2], flat[1::2], strict=True)), row["place"])
+
+
+def cached_rows(files: Sequence[Path], recipe: Recipe, tokenizer: Any, home: Path, workers: int) -> Rows:
+    """The rows of some files, from their cache, which is made first if need be.
+
+    Args:
+        home: folder of all caches; one that cannot be written is replaced by a temporary one.
+        workers: processes that encode; 1: this one.
+
+    Raises:
+        DataError: files that cannot be read, bad records, or nothing left.
+    """
+    from filelock import FileLock
+
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=home).close()
+    except OSError:
+        home = Path(tempfile.mkdtemp(prefix="glmft-cache-"))
+    folder = home / key_of(files, recipe, tokenizer)
+    if not (folder / SUMMARY).is_file():
+        with FileLock(home / f"{folder.name}.lock"):
+            if not (folder / SUMMARY).is_file():
+                build(folder, files, recipe, tokenizer, workers)
+    return Rows(folder)
+
+
+def key_of(files: Sequence[Path], recipe: Recipe, tokenizer: Any) -> str:
+    """A hash over the files' places and contents, the recipe and the tokenizer."""
+    digest = hashlib.sha256()
+    described = {"layout": LAYOUT, "recipe": asdict(recipe), "tokenizer": spec_of(tokenizer)[1:]}
+    digest.update(json.dumps(described, sort_keys=True, ensure_ascii=False).encode())
+    for path in [*files, Path(tokenizer.vocab_file)]:
+        digest.update(str(path).encode())
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    return digest.hexdigest()[:32]
+
+
+def build(folder: Path, files: Sequence[Path], recipe: Recipe, tokenizer: Any, workers: int) -> None:
+    """Encode all files into `folder`, written aside and renamed. Raises as `cached_rows`."""
+    from datasets import Features
+    from datasets.arrow_writer import ArrowWriter
+
+    aside = folder.with_name(f".making-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)  # of one that was killed
+    aside.mkdir()
+    report, rejected = EncodingReport(), []
+    try:
+        with ArrowWriter(features=Features.from_arrow_schema(schema()), path=str(aside / ROWS)) as writer:
+            for chunk in encoded_chunks(files, recipe, tokenizer, workers):
+                rejected += chunk.rejected
+                if recipe.options.on_bad_record == "error" and len(rejected) >= MOST_PROBLEMS:
+                    break
+                report.add(chunk.report)
+                writer.write_table(chunk.table)
+            writer.finalize()
+        check(report, rejected, files, recipe)
+        summary = {"report": {k: v for k, v in asdict(report).items() if k != "lengths"}, "rejected": rejected}
+        (aside / SUMMARY).write_text(json.dumps(summary, ensure_ascii=False), encoding="utf-8")
+        os.replace(aside, folder)
+    except OSError as error:
+        raise DataError(f"{aside}: could not be written ({error.strerror}); make room or name a --cache_dir") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def check(report: EncodingReport, rejected: list[tuple[str, str]], files: Sequence[Path], recipe: Recipe) -> None:
+    """Raises DataError if records were refused that must not be, or nothing is left."""
+    if rejected and (recipe.options.on_bad_record == "error" or not report.read):
+        raise refusal(rejected)
+    if not report.read:
+        raise DataError(f"{', '.join(map(str, files))}: holds no record")
+    report.require_rows(recipe.lengths)
+
+
+def encoded_chunks(files: Sequence[Path], recipe: Recipe, tokenizer: Any, workers: int) -> Iterator[Chunk]:
+    """The chunks of all files in their order; no more of them are held at a time than the processes work on."""
+    pieces = raw_chunks(files, recipe.options)
+    first = list(islice(pieces, FEW // CHUNK))
+    if workers < 2 or len(first) < FEW // CHUNK:
+        yield from (encode_chunk(piece, recipe, tokenizer) for piece in first)
+        yield from (encode_chunk(piece, recipe, tokenizer) for piece in pieces)
+        return
+    context = multiprocessing.get_context("spawn")  # forking would copy the threads of torch and of the launcher
+    with ProcessPoolExecutor(workers, context, _start_worker, (spec_of(tokenizer),)) as pool:
+        yield from in_order(pool, functools.partial(_encode_here, recipe=recipe), _chain(first, pieces), 2 * workers)
+
+
+def in_order(pool: Any, work: Any, pieces: Iterator[Any], ahead: int) -> Iterator[Chunk]:
+    """`pool.map` with at most `ahead` results waiting."""
+    waiting = [pool.submit(work, piece) for piece in islice(pieces, ahead)]
+    while waiting:
+        done = waiting.pop(0).result()
+        waiting += [pool.submit(work, piece) for piece in islice(pieces, 1)]
+        yield done
+
+
+def raw_chunks(files: Sequence[Path], options: Options) -> Iterator[tuple[str, list[tuple[str, Any]]]]:
+    """(format, records as they stand in the file), `CHUNK` at a time."""
+    for path in files:
+        format_name, records = file_format(path, options), raw_records(path)
+        while piece := list(islice(records, CHUNK)):
+            yield format_name, piece
+
+
+def encode_chunk(piece: tuple[str, list[tuple[str, Any]]], recipe: Recipe, tokenizer: Any) -> Chunk:
+    format_name, items = piece
+    chunk, rows = Chunk(), []
+    for place, raw in items:
+        try:
+            record = convert(place, raw, format_name, recipe.options)
+            chunk.report.read += 1
+            rows += encode_record(record, tokenizer, recipe.lengths, recipe.template, recipe.loss_on, chunk.report)
+        except DataError as error:
+            chunk.rejected.append((place, error.problems[0]))
+        except ValueError as error:
+            chunk.rejected.append((place, f"{place}: {error}"))
+    chunk.report.count(rows)
+    chunk.report.lengths, chunk.table = [], as_table(rows)
+    return chunk
+
+
+def schema() -> Any:
+    """The columns of a cache."""
+    import pyarrow as pa
+
+    numbers = pa.list_(pa.int32())
+    return pa.schema({"ids": numbers, "spans": numbers, "place": pa.string(), "length": pa.int32()})
+
+
+def as_table(rows: Sequence[Example]) -> Any:
+    import pyarrow as pa
+
+    columns = {
+        "ids": [row.ids for row in rows],
+        "spans": [[edge for span in row.spans for edge in span] for row in rows],
+        "place": [row.place for row in rows],
+        "length": [len(row.ids) for row in rows],
+    }
+    return pa.table(columns, schema=schema())
+
+
+# ---------------------------------------------------------------------------------------------------- processes
+
+_worker_tokenizer: Any = None  # the one global of a worker process, set when it starts
+
+
+def spec_of(tokenizer: Any) -> tuple[str, str, str, dict[str, Any]]:
+    """What makes the tokenizer again in another process: its file, its class and its settings."""
+    kind = type(tokenizer)
+    return tokenizer.vocab_file, kind.__module__, kind.__name__, tokenizer.own_settings()
+
+
+def _start_worker(spec: tuple[str, str, str, dict[str, Any]]) -> None:
+    import importlib
+
+    global _worker_tokenizer
+    vocab_file, module, name, own_settings = spec
+    _worker_tokenizer = getattr(importlib.import_module(module), name)(vocab_file=vocab_file, **own_settings)
+
+
+def _encode_here(piece: tuple[str, list[tuple[str, Any]]], recipe: Recipe) -> Chunk:
+    return encode_chunk(piece, recipe, _worker_tokenizer)
+
+
+def _chain(first: Iterable[Any], rest: Iterator[Any]) -> Iterator[Any]:
+    yield from first
+    yield from rest

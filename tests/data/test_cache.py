@@ -1,0 +1,106 @@
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from glmft.data import cache as module
+from glmft.data.cache import Recipe, cached_rows, key_of
+from glmft.data.encode import Lengths, encode_records
+from glmft.data.formats import Options, read_records
+from glmft.errors import DataError
+from glmft.tokenizers.loading import load_tokenizer
+
+LENGTHS = Lengths(60, 30)
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "data.jsonl"
+    rows = [{"instruction": f"云川{i}", "output": "岭溪" * (i % 30)} for i in range(300)]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def recipe(**options) -> Recipe:
+    return Recipe(Options(**options), LENGTHS)
+
+
+@pytest.mark.parametrize("family", ["glm", "glm2", "glm3"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_cached_rows_are_those_of_encoding_here(family, workers, data, official_folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 40)
+    monkeypatch.setattr(module, "FEW", 80)
+    tokenizer = load_tokenizer(official_folders[family])
+    rows = cached_rows([data], recipe(), tokenizer, tmp_path / "cache", workers)
+    want, report = encode_records(read_records(data).records, tokenizer, LENGTHS)
+    assert list(rows) == want
+    assert rows[3:5] == want[3:5]
+    assert rows.report == report
+    assert rows.lengths == [len(example.ids) for example in want]
+
+
+def test_a_cache_is_made_once(data, tokenizer, tmp_path, monkeypatch):
+    first = cached_rows([data], recipe(), tokenizer, tmp_path / "cache", 1)
+    monkeypatch.setattr(module, "build", None)
+    assert list(cached_rows([data], recipe(), tokenizer, tmp_path / "cache", 1)) == list(first)
+
+
+def test_those_who_come_together_wait_for_one_build(data, tokenizer, tmp_path, monkeypatch):
+    built, build = [], module.build
+    monkeypatch.setattr(module, "build", lambda folder, *rest: built.append(folder) or build(folder, *rest))
+    with ThreadPoolExecutor(4) as pool:
+        work = [pool.submit(cached_rows, [data], recipe(), tokenizer, tmp_path / "cache", 1) for _ in range(4)]
+        lengths = [len(job.result()) for job in work]
+    assert lengths == [300] * 4
+    assert len(built) == 1
+
+
+def test_the_key_hangs_on_all_that_the_rows_hang_on(data, official_folders, tmp_path):
+    glm2, glm3 = (load_tokenizer(official_folders[family]) for family in ("glm2", "glm3"))
+    base = key_of([data], recipe(), glm2)
+    assert base == key_of([data], recipe(), glm2)
+    others = [
+        key_of([data], recipe(input_separator=" "), glm2),
+        key_of([data], Recipe(Options(), Lengths(61, 30)), glm2),
+        key_of([data], Recipe(Options(), LENGTHS, "raw"), glm2),
+        key_of([data], Recipe(Options(), LENGTHS, "default", "last"), glm2),
+        key_of([data], recipe(), glm3),
+    ]
+    with data.open("a", encoding="utf-8") as file:
+        file.write('{"instruction": "新", "output": "行"}\n')
+    assert len({base, *others, key_of([data], recipe(), glm2)}) == 7
+
+
+def test_a_killed_build_leaves_no_broken_cache(data, tokenizer, tmp_path, monkeypatch):
+    def killed(*args):
+        yield next(chunks(*args))
+        raise KeyboardInterrupt
+
+    chunks = module.encoded_chunks
+    monkeypatch.setattr(module, "CHUNK", 40)
+    monkeypatch.setattr(module, "encoded_chunks", killed)
+    remove = shutil.rmtree
+    monkeypatch.setattr(module.shutil, "rmtree", lambda *args, **options: None)  # as if there had been no time to tidy
+    with pytest.raises(KeyboardInterrupt):
+        cached_rows([data], recipe(), tokenizer, tmp_path / "cache", 1)
+    monkeypatch.setattr(module.shutil, "rmtree", remove)
+    monkeypatch.setattr(module, "encoded_chunks", chunks)
+    assert len(cached_rows([data], recipe(), tokenizer, tmp_path / "cache", 1)) == 300
+    assert not [p for p in (tmp_path / "cache").iterdir() if p.name.startswith(".making")]
+
+
+def test_bad_records_stop_the_build_or_are_kept_with_the_cache(data, tokenizer, tmp_path):
+    with data.open("a", encoding="utf-8") as file:
+        file.write("17\n")
+    with pytest.raises(DataError, match=r"data\.jsonl:301: a int, not an object"):
+        cached_rows([data], recipe(), tokenizer, tmp_path / "cache", 1)
+    for _ in range(2):  # made, then found
+        rows = cached_rows([data], recipe(on_bad_record="skip"), tokenizer, tmp_path / "cache", 1)
+        assert len(rows) == 300
+        assert [place.rsplit(":", 1)[1] for place, _ in rows.rejected] == ["301"]
+
+
+def test_a_home_that_cannot_be_written_is_replaced(data, tokenizer, tmp_path):
+    (tmp_path / "file").touch()
+    assert len(cached_rows([data], recipe(), tokenizer, tmp_path / "file" / "cache", 1)) == 300
