@@ -16,6 +16,7 @@ TRAIN_TYPES = ("full", "freeze", "ptuning", "prompt", "lora")
 DATA_FORMATS = ("auto", "triples", "pairs", "conversations", "messages")
 TRAIN_TYPE_ALIASES = {"all": "full"}
 EMBEDDED = "examples/quickstart"
+DS_ALIASES = {"ds_zero_2.json": "ds_zero2_no_offload.json", "ds_zero_3.json": "ds_zero3_no_offload.json"}
 
 
 def setting(default: Any, help: str, aliases: tuple[str, ...] = (), choices: tuple | None = None) -> Any:
@@ -291,20 +292,21 @@ def default_output_dir(config: TrainConfig) -> str:
     """output/DATA-MODEL-TUNER-LEARNING_RATE."""
     model = Path(config.model_name_or_path).resolve()
     model_name = "tiny" if model == shipped(f"{EMBEDDED}/base").resolve() else model.name
-    size = {"lora": f"-{config.lora_dim}", "ptuning": f"-{config.pre_seq_len}"}.get(config.train_type, "")
+    virtual = f"-{config.pre_seq_len}"
+    size = {"lora": f"-{config.lora_dim}", "ptuning": virtual, "prompt": virtual}.get(config.train_type, "")
     rate = f"{config.learning_rate:g}"
     data = Path(config.train_path.split(",")[0].split(":")[0]).name.split(".")[0]
     return str(Path("output") / f"{data}-{model_name}-{config.train_type}{size}-{rate}")
 
 
 def find_ds_file(name: str) -> Path:
-    """A DeepSpeed file by path, else by name in ds_configs/.
+    """A DeepSpeed file by path, else by name in ds_configs/, or by the name that ChatGLM3's demo has for it.
 
     Raises:
         ConfigError: there is none; the message lists the shipped ones.
     """
     folder = shipped("ds_configs")
-    for path in (Path(name), folder / name, folder / f"{name}.json"):
+    for path in (Path(name), folder / name, folder / f"{name}.json", folder / DS_ALIASES.get(Path(name).name, name)):
         if path.is_file():
             return path
     names = ", ".join(sorted(p.name for p in folder.glob("*.json")))

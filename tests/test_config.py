@@ -127,6 +127,7 @@ def test_what_is_given_is_kept_and_nothing_is_said(tmp_path):
 def test_a_deepspeed_file_is_looked_for_as_a_path_then_among_the_shipped_ones(tmp_path, monkeypatch):
     assert find_ds_file("ds_zero3_offload.json") == shipped("ds_configs") / "ds_zero3_offload.json"
     assert find_ds_file("ds_zero0") == shipped("ds_configs") / "ds_zero0.json"
+    assert find_ds_file("configs/ds_zero_2.json") == shipped("ds_configs") / "ds_zero2_no_offload.json"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ds_zero0.json").write_text("{}")
     assert find_ds_file("ds_zero0.json").resolve() == tmp_path / "ds_zero0.json"
