@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that `--help` and a wrong flag answer at once
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -295,7 +296,8 @@ def default_output_dir(config: TrainConfig) -> str:
     virtual = f"-{config.pre_seq_len}"
     size = {"lora": f"-{config.lora_dim}", "ptuning": virtual, "prompt": virtual}.get(config.train_type, "")
     rate = f"{config.learning_rate:g}"
-    data = Path(config.train_path.split(",")[0].split(":")[0]).name.split(".")[0]
+    first = Path(config.train_path.split(",")[0].split(":")[0]).name.split(".")[0]
+    data = re.sub(r"\W+", "-", first).strip("-") or "data"
     return str(Path("output") / f"{data}-{model_name}-{config.train_type}{size}-{rate}")
 
 

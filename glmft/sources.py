@@ -24,7 +24,8 @@ def find_sources(text: str, flag: str = "--train_path") -> list[Source]:
         ConfigError: one line for each part that names nothing, or weights that are not all positive numbers.
     """
     sources, problems = [], []
-    for part in [p.strip() for p in text.split(",") if p.strip()] or [""]:
+    parts = [text] if Path(text).exists() and text else [p.strip() for p in text.split(",") if p.strip()] or [""]
+    for part in parts:
         name, weight = _split_weight(part)
         files = _files(name)
         if not files:

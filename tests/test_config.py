@@ -119,6 +119,12 @@ def test_what_is_not_given_is_filled_in_and_said():
     assert len(said) == 3
 
 
+@pytest.mark.parametrize(("path", "name"), [("d/*.jsonl", "data"), ("a.b.json:0.5,c.json", "a"), ("x y.json", "x-y")])
+def test_the_output_is_named_after_the_first_of_the_data(path, name):
+    config, _ = with_defaults(TrainConfig(train_path=path))
+    assert config.output_dir == f"output/{name}-tiny-lora-8-0.001"
+
+
 def test_what_is_given_is_kept_and_nothing_is_said(tmp_path):
     given = TrainConfig(model_name_or_path="m", train_path="t.json", output_dir=str(tmp_path))
     assert with_defaults(given) == (given, [])

@@ -22,6 +22,11 @@ def test_files_folders_globs_and_lists(folder):
     assert names(f"{folder}/a.json, {folder}/b.jsonl") == [["a.json"], ["b.jsonl"]]
 
 
+def test_a_file_whose_name_looks_like_a_list(folder):
+    (folder / "a,b:2.json").touch()
+    assert names(f"{folder}/a,b:2.json") == [["a,b:2.json"]]
+
+
 def test_weights(folder):
     assert [source.weight for source in find_sources(f"{folder}/a.json:0.7,{folder}/b.jsonl:3")] == [0.7, 3.0]
 

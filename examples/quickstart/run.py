@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -32,13 +33,20 @@ SHOWN = 3
 def train(train_type: str, seed: int, folder: Path) -> None:
     """Fine-tune with the `deepspeed` launcher, as a user would type it."""
     launcher = Path(sys.executable).parent / "deepspeed"
-    command = [str(launcher), "--master_port", "29517", str(ROOT / "train.py"), "--train_type", train_type]
+    command = [str(launcher), "--master_port", str(free_port()), str(ROOT / "train.py"), "--train_type", train_type]
     command += [*RECIPES[train_type], "--seed", str(seed), "--show_loss_step", "25"]
     command += ["--show_first_record", "False"]
     command += ["--output_dir", str(folder), "--overwrite_output_dir"]
     print(f"\n$ {shlex.join(command)}\n", flush=True)
     path = os.pathsep.join([str(launcher.parent), os.environ.get("PATH", "")])
     subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "PATH": path})
+
+
+def free_port() -> int:
+    """A port for this run, so that several can run beside one another."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def read(name: str) -> tuple[list[str], list[str]]:
