@@ -115,14 +115,18 @@ def build(folder: Path, files: Sequence[Path], recipe: Recipe, tokenizer: Any, w
     """Encode all files into `folder`, written aside and renamed. Raises as `cached_rows`."""
     from datasets import Features
     from datasets.arrow_writer import ArrowWriter
+    from tqdm import tqdm
 
     aside = folder.with_name(f".making-{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)  # of one that was killed
     aside.mkdir()
     report, rejected = EncodingReport(), []
     try:
-        with ArrowWriter(features=Features.from_arrow_schema(schema()), path=str(aside / ROWS)) as writer:
+        columns = Features.from_arrow_schema(schema())
+        bar = tqdm(desc="encoding", unit=" records", disable=None)  # on a terminal only
+        with bar, ArrowWriter(features=columns, path=str(aside / ROWS)) as writer:
             for chunk in encoded_chunks(files, recipe, tokenizer, workers):
+                bar.update(chunk.report.read)
                 rejected += chunk.rejected
                 if recipe.options.on_bad_record == "error" and len(rejected) >= MOST_PROBLEMS:
                     break
