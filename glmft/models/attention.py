@@ -3,11 +3,14 @@
 A prefix is visible to every token. Cached keys never hold it, so caches, masks and beams stay those of transformers.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 def eager_attention(
@@ -36,6 +39,36 @@ def eager_attention(
         scores = scores + attention_mask
     weights = F.dropout(scores.softmax(-1, dtype=torch.float32).to(query.dtype), dropout, module.training)
     return (weights @ value).transpose(1, 2), weights
+
+
+def attend(
+    layer: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    prefix: Tensor | None,
+    past_key_values: Cache | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Cache, prefix and the backend of `config._attn_implementation`.
+
+    Args:
+        layer: with `config`, `layer_idx`, `scaling` and what the backends of transformers ask for.
+        query: [b, heads, s, d]; key, value: [b, groups, s, d]; all after rotation.
+        prefix: [2, groups, P, d].
+
+    Returns:
+        heads side by side [b, s, heads d] and, if eager, the attention probabilities.
+    """
+    if past_key_values is not None:
+        key, value = past_key_values.update(key, value, layer.layer_idx)
+    length = query.shape[2]
+    if prefix is not None:
+        query, key, value = with_prefix(layer.config, query, key, value, prefix, attention_mask)
+    backend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(layer.config._attn_implementation, eager_attention)
+    mixed, weights = backend(layer, query, key, value, attention_mask, scaling=layer.scaling, dropout=0.0, **kwargs)
+    return mixed[:, -length:].flatten(2), weights
 
 
 def with_prefix(

@@ -5,7 +5,6 @@ Shapes: b rows, s tokens, P prefix tokens, h hidden size, d head size, L layers.
 """
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, ModelOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.modeling_outputs import ModelOutput
 
-from glmft.models.attention import eager_attention, mask_with_prefix, with_prefix
+from glmft.models.attention import attend
 from glmft.models.causal_lm import CausalLM
 from glmft.models.configuration import ChatGLM6BConfig
+from glmft.models.decoder import Decoder
 from glmft.models.head import OutputLayer
 from glmft.models.positions import continued, two_dimensional_positions, visibility
-from glmft.models.prefix import PREFIX_DROPOUT, PrefixEncoder, VirtualTokens
 
 # The official code never passes the number of layers on: every ChatGLM-6B was trained with that of 28.
 RESIDUAL_SCALE = math.sqrt(2 * 28)
@@ -88,14 +86,8 @@ class SelfAttention(nn.Module):
         mixed = self.query_key_value(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [b, heads, s, 3 d]
         query, key, value = mixed.chunk(3, dim=-1)
         query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        length = query.shape[2]
-        if prefix is not None:
-            query, key, value = with_prefix(self.config, query, key, value, prefix, attention_mask)
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        mixed, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, dropout=0.0, **kwargs)
-        return self.dense(mixed[:, -length:].flatten(2)), weights
+        mixed, weights = attend(self, query, key, value, attention_mask, prefix, past_key_values, **kwargs)
+        return self.dense(mixed), weights
 
 
 class MLP(nn.Module):
@@ -147,8 +139,10 @@ class ChatGLM6BPreTrainedModel(PreTrainedModel):
             init.copy_(module.inv_freq, module.frequencies(module.inv_freq.device))
 
 
-class ChatGLM6BModel(VirtualTokens, ChatGLM6BPreTrainedModel):
+class ChatGLM6BModel(Decoder, ChatGLM6BPreTrainedModel):
     """Embeddings, layers and, where the configuration asks for them, virtual tokens."""
+
+    last_state_is_normed = True
 
     def __init__(self, config: ChatGLM6BConfig):
         super().__init__(config)
@@ -159,18 +153,13 @@ class ChatGLM6BModel(VirtualTokens, ChatGLM6BPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    def add_prefix_encoder(self) -> None:
-        config = self.config
-        self.prefix_encoder = PrefixEncoder(
-            config.pre_seq_len,
-            config.num_layers,
-            config.num_attention_heads,
-            config.hidden_size // config.num_attention_heads,
-            config.prefix_projection,
-            embedding_size=config.hidden_size,
-            hidden_size=config.prefix_hidden_size or config.hidden_size,
-        )
-        self.dropout = nn.Dropout(PREFIX_DROPOUT).train(self.training)
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.layers
+
+    @property
+    def last_norm(self) -> nn.Module:
+        return self.final_layernorm
 
     def rotary(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """position_ids [b, 2, s] -> cos, sin [b, 1, s, 2, d / 4]."""
@@ -193,58 +182,33 @@ class ChatGLM6BModel(VirtualTokens, ChatGLM6BPreTrainedModel):
     ) -> Tensor:
         """[b, 2, s]. Raises ValueError where the ids cannot tell them."""
         if input_ids is None:
-            raise ValueError("give position_ids [b, 2, s] beside inputs_embeds; ChatGLM-6B reads positions off the ids")
+            raise unknown_positions("inputs_embeds")
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
-            raise ValueError(
-                "give position_ids [b, 2, s] beside past_key_values; ChatGLM-6B reads positions off the ids"
-            )
+            raise unknown_positions("past_key_values")
         two_dimensional = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
         return two_dimensional_positions(self.config, input_ids, two_dimensional)
 
-    def forward(
+    def geometry(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
-        output_hidden_states: bool | None = None,
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
-        """See `CausalLM.forward`."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        hidden = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
+        hidden: Tensor,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        past_key_values: Cache | None,
+    ) -> tuple[Any, tuple[Tensor, Tensor]]:
         if position_ids is None:
             position_ids = self.positions(input_ids, attention_mask, past_key_values)
         if position_ids.dim() != 3:
             raise ValueError(f"position_ids {list(position_ids.shape)}: ChatGLM-6B's are [b, 2, s], place and block")
-        # Before a cache is made: with one, transformers no longer looks for packed documents in the positions.
         mask = visibility(self.config, hidden, attention_mask, past_key_values, position_ids)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
         if self.config.prompt_seq_len:
             place, block = position_ids.unbind(1)
             position_ids = torch.stack((place + self.config.prompt_seq_len, block), dim=1)
-        rotary = self.rotary(position_ids, hidden.dtype)
-        prefix = self.prefix(self.layers, hidden.dtype, past_key_values)
-        if prefix is not None:
-            mask = mask_with_prefix(mask, prefix.shape[-2])
-        states = (hidden,)
-        for i, layer in enumerate(self.layers):
-            hidden = layer(
-                hidden, mask, rotary, None if prefix is None else prefix[i], past_key_values=past_key_values, **kwargs
-            )
-            states += (hidden,) if output_hidden_states else ()
-        hidden = self.final_layernorm(hidden)
-        return BaseModelOutputWithPast(
-            last_hidden_state=hidden,
-            past_key_values=past_key_values,
-            hidden_states=(*states[:-1], hidden) if output_hidden_states else None,
-        )
+        return mask, self.rotary(position_ids, hidden.dtype)
+
+
+def unknown_positions(beside: str) -> ValueError:
+    return ValueError(f"give position_ids [b, 2, s] beside {beside}; ChatGLM-6B reads positions off the ids")
 
 
 class ChatGLM6BForConditionalGeneration(CausalLM, ChatGLM6BPreTrainedModel, GenerationMixin):
@@ -277,7 +241,7 @@ class ChatGLM6BForConditionalGeneration(CausalLM, ChatGLM6BPreTrainedModel, Gene
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
         ids = model_kwargs.get("input_ids", inputs_tensor)
         if ids.is_floating_point() or not ids.shape[1]:
-            raise ValueError("give position_ids [b, 2, s] beside inputs_embeds; ChatGLM-6B reads positions off the ids")
+            raise unknown_positions("inputs_embeds")
         return two_dimensional_positions(self.config, ids, model_kwargs.get("attention_mask"))
 
     def _expand_inputs_for_generation(

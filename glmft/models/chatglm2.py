@@ -4,7 +4,6 @@ Parameter names are the official ones, so official checkpoints load and what is 
 Shapes: b rows, s tokens, P prefix tokens, h hidden size, d head size, g key/value groups, L layers.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,17 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from glmft.models.attention import eager_attention, mask_with_prefix, with_prefix
+from glmft.models.attention import attend
 from glmft.models.causal_lm import CausalLM
 from glmft.models.configuration import ChatGLM2Config
+from glmft.models.decoder import Decoder
 from glmft.models.head import OutputLayer
-from glmft.models.prefix import PREFIX_DROPOUT, PrefixEncoder, VirtualTokens
 
 
 class RMSNorm(nn.Module):
@@ -107,14 +104,8 @@ class SelfAttention(nn.Module):
         mixed = self.query_key_value(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         query, key, value = mixed.split([self.heads, self.groups, self.groups], dim=1)  # [b, heads or g, s, d]
         query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        length = query.shape[2]
-        if prefix is not None:
-            query, key, value = with_prefix(self.config, query, key, value, prefix, attention_mask)
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        mixed, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, dropout=0.0, **kwargs)
-        return self.dense(mixed[:, -length:].flatten(2)), weights
+        mixed, weights = attend(self, query, key, value, attention_mask, prefix, past_key_values, **kwargs)
+        return self.dense(mixed), weights
 
 
 class MLP(nn.Module):
@@ -180,7 +171,7 @@ class ChatGLM2PreTrainedModel(PreTrainedModel):
             init.copy_(module.inv_freq, module.frequencies(module.inv_freq.device))
 
 
-class ChatGLM2Model(VirtualTokens, ChatGLM2PreTrainedModel):
+class ChatGLM2Model(Decoder, ChatGLM2PreTrainedModel):
     """Embeddings, layers and, where the configuration asks for them, virtual tokens."""
 
     def __init__(self, config: ChatGLM2Config):
@@ -193,19 +184,27 @@ class ChatGLM2Model(VirtualTokens, ChatGLM2PreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    def add_prefix_encoder(self) -> None:
-        config = self.config
-        width = 2 * config.num_layers * config.multi_query_group_num * config.kv_channels
-        self.prefix_encoder = PrefixEncoder(
-            config.pre_seq_len,
-            config.num_layers,
-            config.multi_query_group_num,
-            config.kv_channels,
-            config.prefix_projection,
-            embedding_size=width,
-            hidden_size=config.prefix_hidden_size or config.hidden_size,
-        )
-        self.dropout = nn.Dropout(PREFIX_DROPOUT).train(self.training)
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.encoder.layers
+
+    @property
+    def last_norm(self) -> nn.Module:
+        return self.encoder.final_layernorm
+
+    def geometry(
+        self,
+        hidden: Tensor,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        past_key_values: Cache | None,
+    ) -> tuple[Any, tuple[Tensor, Tensor]]:
+        mask = create_causal_mask(self.config, hidden, attention_mask, past_key_values, position_ids)
+        if position_ids is None:
+            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = (torch.arange(hidden.shape[1], device=hidden.device) + seen)[None]
+        return mask, self.rotary_pos_emb(position_ids + (self.config.prompt_seq_len or 0), hidden.dtype)
 
     def prompt_geometry(self, hidden: Tensor) -> tuple[Any, tuple[Tensor, Tensor]]:
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
@@ -216,46 +215,6 @@ class ChatGLM2Model(VirtualTokens, ChatGLM2PreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.embedding.word_embeddings = value
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
-        output_hidden_states: bool | None = None,
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
-        """See `CausalLM.forward`."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        hidden = self.embedding.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
-        # Before a cache is made: with one, transformers no longer looks for packed documents in the positions.
-        mask = create_causal_mask(self.config, hidden, attention_mask, past_key_values, position_ids)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        if position_ids is None:
-            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = (torch.arange(hidden.shape[1], device=hidden.device) + seen)[None]
-        rotary = self.rotary_pos_emb(position_ids + (self.config.prompt_seq_len or 0), hidden.dtype)
-        prefix = self.prefix(self.encoder.layers, hidden.dtype, past_key_values)
-        if prefix is not None:
-            mask = mask_with_prefix(mask, prefix.shape[-2])
-        states = (hidden,)
-        for i, layer in enumerate(self.encoder.layers):
-            hidden = layer(
-                hidden, mask, rotary, None if prefix is None else prefix[i], past_key_values=past_key_values, **kwargs
-            )
-            states += (hidden,) if output_hidden_states else ()
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.encoder.final_layernorm(hidden),
-            past_key_values=past_key_values,
-            hidden_states=states if output_hidden_states else None,
-        )
 
 
 class ChatGLM2ForConditionalGeneration(CausalLM, ChatGLM2PreTrainedModel, GenerationMixin):

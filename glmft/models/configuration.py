@@ -5,6 +5,7 @@ and the other Auto classes dispatch on that class.
 """
 
 import json
+import math
 from typing import Any, ClassVar
 
 from transformers import GenerationConfig, PreTrainedConfig
@@ -118,6 +119,16 @@ class ChatGLM6BConfig(ChatGLMConfig):
         if problems:
             raise ConfigError(problems)
 
+    @property
+    def key_value_shape(self) -> tuple[int, int, int]:
+        """Layers, key/value heads of each, and the size of one."""
+        return self.num_layers, self.num_attention_heads, self.hidden_size // self.num_attention_heads
+
+    @property
+    def prefix_embedding_size(self) -> int:
+        """Width of a projected prefix's embedding."""
+        return self.hidden_size
+
 
 class ChatGLM2Config(ChatGLMConfig):
     """ChatGLM2-6B, ChatGLM3-6B, CodeGeeX2: the keys of their official config.json.
@@ -178,6 +189,16 @@ class ChatGLM2Config(ChatGLMConfig):
             problems.append(f"config.json: rope_ratio_scales {self.rope_ratio_scales!r} is neither base nor positions")
         if problems:
             raise ConfigError(problems)
+
+    @property
+    def key_value_shape(self) -> tuple[int, int, int]:
+        """Layers, key/value heads of each, and the size of one."""
+        return self.num_layers, self.multi_query_group_num, self.kv_channels
+
+    @property
+    def prefix_embedding_size(self) -> int:
+        """Width of a projected prefix's embedding: here that of all keys and values, as in the official code."""
+        return 2 * math.prod(self.key_value_shape)
 
     @property
     def family(self) -> str | None:

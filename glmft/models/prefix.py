@@ -57,13 +57,22 @@ class VirtualTokens:
     """
 
     config: Any
+    blocks: nn.ModuleList
     prefix_encoder: PrefixEncoder
     prompt_encoder: PromptEncoder
     dropout: nn.Dropout
 
     def add_prefix_encoder(self) -> None:
-        """Make `prefix_encoder` after `config.pre_seq_len` and `config.prefix_projection`."""
-        raise NotImplementedError
+        """Make `prefix_encoder` after `config.pre_seq_len`, `prefix_projection` and `prefix_hidden_size`."""
+        config = self.config
+        self.prefix_encoder = PrefixEncoder(
+            config.pre_seq_len,
+            *config.key_value_shape,
+            config.prefix_projection,
+            embedding_size=config.prefix_embedding_size,
+            hidden_size=config.prefix_hidden_size or config.hidden_size,
+        )
+        self.dropout = nn.Dropout(PREFIX_DROPOUT).train(self.training)
 
     def add_prompt_encoder(self) -> None:
         """Make `prompt_encoder` after `config.prompt_seq_len`, `prompt_encoder` and `prompt_hidden_size`."""
@@ -83,7 +92,7 @@ class VirtualTokens:
         """Mask and rotary tables of the virtual tokens [1, P, h] alone."""
         raise NotImplementedError
 
-    def prefix(self, layers: nn.ModuleList, dtype: torch.dtype, past_key_values: Cache | None) -> Tensor | None:
+    def prefix(self, dtype: torch.dtype, past_key_values: Cache | None) -> Tensor | None:
         """[L, 2, g, P, d], or None without any. It is computed once for each cache that generation carries on."""
         if not (self.config.pre_seq_len or self.config.prompt_seq_len):
             return None
@@ -92,12 +101,12 @@ class VirtualTokens:
             if self.config.pre_seq_len:
                 kept = self.dropout(self.prefix_encoder()).to(dtype)
             else:
-                kept = self.prompt_keys_values(layers, dtype)
+                kept = self.prompt_keys_values(dtype)
             if past_key_values is not None:
                 past_key_values.prefix = kept
         return kept
 
-    def prompt_keys_values(self, layers: nn.ModuleList, dtype: torch.dtype) -> Tensor:
+    def prompt_keys_values(self, dtype: torch.dtype) -> Tensor:
         """Send the virtual tokens through the layers.
 
         Their activations are few and are kept, also where those of the text are computed again: gradient checkpointing
@@ -105,7 +114,7 @@ class VirtualTokens:
         """
         hidden, cache = self.prompt_encoder().to(dtype)[None], DynamicCache(config=self.config)
         mask, rotary = self.prompt_geometry(hidden)
-        for layer in layers:
+        for layer in self.blocks:
             checkpointing, layer.gradient_checkpointing = layer.gradient_checkpointing, False
             hidden = layer(hidden, mask, rotary, None, past_key_values=cache)
             layer.gradient_checkpointing = checkpointing

@@ -1,0 +1,76 @@
+"""The way of hidden states through the layers, which the families share."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from glmft.models.attention import mask_with_prefix
+from glmft.models.prefix import VirtualTokens
+
+
+class Decoder(VirtualTokens):
+    """To be mixed into a `PreTrainedModel` that names its parts: `blocks`, `last_norm` and `geometry`."""
+
+    last_state_is_normed = False  # whether the last of the hidden states is the one after the final norm
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The layers."""
+        raise NotImplementedError
+
+    @property
+    def last_norm(self) -> nn.Module:
+        """The final norm."""
+        raise NotImplementedError
+
+    def geometry(
+        self,
+        hidden: Tensor,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        past_key_values: Cache | None,
+    ) -> tuple[Any, tuple[Tensor, Tensor]]:
+        """The backend's mask and the rotary tables; hidden [b, s, h] is there for its shape, dtype and device."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """See `CausalLM.forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        hidden = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        # Before a cache is made: with one, transformers no longer looks for packed documents in the positions.
+        mask, rotary = self.geometry(hidden, input_ids, attention_mask, position_ids, past_key_values)
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        prefix = self.prefix(hidden.dtype, past_key_values)
+        if prefix is not None:
+            mask = mask_with_prefix(mask, prefix.shape[-2])
+        states = (hidden,)
+        for i, layer in enumerate(self.blocks):
+            hidden = layer(
+                hidden, mask, rotary, None if prefix is None else prefix[i], past_key_values=past_key_values, **kwargs
+            )
+            states += (hidden,) if output_hidden_states else ()
+        normed = self.last_norm(hidden)
+        if self.last_state_is_normed:
+            states = (*states[:-1], normed)
+        return BaseModelOutputWithPast(
+            last_hidden_state=normed,
+            past_key_values=past_key_values,
+            hidden_states=states if output_hidden_states else None,
+        )
