@@ -54,13 +54,20 @@ def choose_device(device: str) -> Any:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
+def torch_dtype(dtype: str) -> Any:
+    """torch's number format for a flag's."""
+    import torch
+
+    return getattr(torch, DTYPES[dtype])
+
+
 def choose_dtype(dtype: str, device: Any) -> Any:
     """`auto`: bf16 where the accelerator has it, fp32 on a CPU."""
     import torch
 
     if dtype == "auto":
         dtype = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return getattr(torch, DTYPES[dtype])
+    return torch_dtype(dtype)
 
 
 def start(device: str = "auto", dtype: str = "auto") -> World:

@@ -117,13 +117,18 @@ def train_step(engine: Any, micro_batches: list[Batch], targets: Tensor, world: 
     total = torch.zeros((), device=world.device)
     for i, batch in enumerate(micro_batches):
         engine.set_gradient_accumulation_boundary(i == len(micro_batches) - 1)
-        with torch.autocast(world.device.type, world.dtype, enabled=world.dtype == torch.bfloat16):
-            loss = engine(**batch, num_items_in_batch=1).loss
+        loss = summed_loss(engine, batch, world)
         # DeepSpeed averages gradients over ranks: times their number makes it a sum.
         engine.backward(loss * (world.size / targets), scale_wrt_gas=False)
         engine.step()
         total += loss.detach()
     return total
+
+
+def summed_loss(engine: Any, batch: Batch, world: World) -> Tensor:
+    """The loss of a micro-batch, summed over its supervised tokens."""
+    with torch.autocast(world.device.type, world.dtype, enabled=world.dtype == torch.bfloat16):
+        return engine(**batch, num_items_in_batch=1).loss
 
 
 def make_batch(data: Sequence[Example], rows: list[int], window: list[int], job: Job) -> Batch:
@@ -165,8 +170,7 @@ def validate(engine: Any, job: Job) -> float:
     for first in range(0, len(order), deal.window):
         window = order[first : first + deal.window]
         batch = make_batch(job.validation, deal.micro_batches(window, world.rank)[0], window, job)
-        with torch.autocast(world.device.type, world.dtype, enabled=world.dtype == torch.bfloat16):
-            sums[0] += engine(**batch, num_items_in_batch=1).loss
+        sums[0] += summed_loss(engine, batch, world)
         sums[1] += len(batch["loss_positions"])
     engine.train()
     loss, supervised = all_reduce_sum(sums).tolist()

@@ -31,6 +31,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_json_if_there(path: Path) -> dict[str, Any]:
+    """As `read_json`; {} for a file that is not there."""
+    return read_json(path) if path.is_file() else {}
+
+
 def family_of_config(config: dict[str, Any]) -> str | None:
     """The family that the keys of a config.json prove, or None where ChatGLM2 and ChatGLM3 look alike."""
     if config.get(FAMILY_KEY) in FAMILIES:
@@ -53,8 +58,9 @@ def family_of_folder(folder: str | Path, mode: str | None = None) -> str:
     folder = Path(folder)
     if mode is not None and mode not in FAMILIES:
         raise ConfigError(f"--mode {mode}: is none of {', '.join(FAMILIES)}")
-    found = _recorded_family(folder)
-    if _is_glm4(folder):
+    config = read_json_if_there(folder / "config.json")
+    found = _recorded_family(folder, config)
+    if _is_glm4(config):
         raise ConfigError(f"{folder}: holds a GLM-4 model; glmft knows ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B")
     if found and mode and found != mode:
         raise ConfigError(f"--mode {mode}: {folder} holds a {found} model; give --mode {found} or another folder")
@@ -66,13 +72,11 @@ def family_of_folder(folder: str | Path, mode: str | None = None) -> str:
     return mode or found
 
 
-def _recorded_family(folder: Path) -> str | None:
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+def _recorded_family(folder: Path, config: dict[str, Any]) -> str | None:
     found = family_of_config(config)
     if found:
         return found
-    path = folder / "tokenizer_config.json"
-    tokenizer = read_json(path) if path.is_file() else {}
+    tokenizer = read_json_if_there(folder / "tokenizer_config.json")
     if tokenizer.get(FAMILY_KEY) in FAMILIES:
         return tokenizer[FAMILY_KEY]
     if "num_image_tokens" in tokenizer or (folder / "ice_text.model").is_file():
@@ -82,9 +86,8 @@ def _recorded_family(folder: Path) -> str | None:
     return _family_of_name(tokenizer.get("name_or_path")) or _family_of_name(folder.name)
 
 
-def _is_glm4(folder: Path) -> bool:
+def _is_glm4(config: dict[str, Any]) -> bool:
     """GLM-4-9B has ChatGLM2's layout, but a tokenizer that is no sentencepiece model."""
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     return "glm-4" in str(config.get("_name_or_path", "")).lower() or config.get("padded_vocab_size") == 151552
 
 

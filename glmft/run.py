@@ -15,7 +15,7 @@ from glmft.checks import check, length_problems
 from glmft.config import InspectConfig, LearningSettings, PredictConfig, TrainConfig
 from glmft.errors import ConfigError
 from glmft.loading import load, locate
-from glmft.sources import find_sources
+from glmft.sources import Source, find_sources
 
 if TYPE_CHECKING:
     from glmft.engine import TrainResult
@@ -48,6 +48,7 @@ def train(config: TrainConfig) -> "TrainResult":
 
     from glmft import checkpoint, engine
     from glmft.models.loading import load_model
+    from glmft.tuners.base import hold_trainable
 
     with dist.same_fate():
         (job, loaded, model_config), lines = prepare(config, world)
@@ -67,7 +68,7 @@ def train(config: TrainConfig) -> "TrainResult":
         write_rejected(job.folder, loaded.rejected)
     seed_everything(config.seed, world.rank)
     model = job.tuner.apply(model)
-    hold_trainable(model, config.trainable_dtype)
+    hold_trainable(model, dist.torch_dtype(config.trainable_dtype))
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": config.use_reentrant})
         if config.use_reentrant:  # it gives no gradient through inputs that need none
@@ -122,9 +123,8 @@ def prepare(config: TrainConfig, world: dist.World) -> tuple[Any, list[str]]:
         "base_fingerprint": fingerprint(place.base),
     }
     folder = Path(config.output_dir)
-    job = Job(config, deepspeed_config, world, tuner, base, tokenizer, plan, folder, sizes)
-    if validation is not None:
-        job.validation, job.validation_lengths = validation.examples, validation.lengths
+    held_out = (validation.examples, validation.lengths) if validation else ()
+    job = Job(config, deepspeed_config, world, tuner, base, tokenizer, plan, folder, sizes, *held_out)
     if model_config.rope_line:
         lines.append(model_config.rope_line)
     if config.show_first_record:
@@ -136,21 +136,20 @@ def training_rows(config: TrainConfig, tokenizer: Any) -> tuple[Any, Any]:
     """What is trained on, packed if so asked, and what is validated on (None: nothing)."""
     from glmft.data.load import lengths_of, packed, split
 
-    loaded, validation = learned_rows(config, config.train_path, "--train_path", tokenizer, config.seed), None
+    loaded, validation = learned_rows(config, find_sources(config.train_path), tokenizer, config.seed), None
     if config.val_ratio:
         loaded, validation = split(loaded, config.val_ratio, config.seed)
     elif config.val_path:
-        validation = learned_rows(config, config.val_path, "--val_path", tokenizer, config.seed)
+        validation = learned_rows(config, find_sources(config.val_path, "--val_path"), tokenizer, config.seed)
     if config.packing:
         loaded = packed(loaded, lengths_of(config, tokenizer.family).max_len, config.seed)
     return loaded, validation
 
 
-def learned_rows(settings: LearningSettings, path: str, flag: str, tokenizer: Any, seed: int) -> Any:
-    """What is learned of a data path, from its cache. Raises ConfigError, DataError."""
+def learned_rows(settings: LearningSettings, sources: list[Source], tokenizer: Any, seed: int) -> Any:
+    """What is learned of some files, from their cache. Raises DataError."""
     from glmft.data.load import load_examples
 
-    sources = find_sources(path, flag)
     home = Path(settings.cache_dir) if settings.cache_dir else dist.cache_home()
     workers = settings.num_proc or min(8, os.cpu_count() or 1)
     return load_examples(sources, settings, tokenizer, seed, home, workers)
@@ -168,16 +167,6 @@ def seed_everything(seed: int, rank: int) -> None:
     import torch
 
     torch.manual_seed(seed)
-
-
-def hold_trainable(model: Any, dtype: str) -> None:
-    """Hold what trains in the chosen number format; tuners make it float32."""
-    import torch
-
-    if dtype == "bf16":
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def parameter_table(model: Any) -> str:
@@ -247,7 +236,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (folder / "generated_predictions.txt").write_text(lines, encoding="utf-8")
     (folder / "predict_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    return {**results, "folder": str(folder), "rows": rows, "questions": [record.question for record in records]}
+    return {**results, "folder": str(folder), "rows": rows}
 
 
 def prediction_folder(config: PredictConfig, adapter: Path | None) -> Path:
@@ -274,10 +263,10 @@ def inspect(config: InspectConfig) -> str:
     from glmft.data.show import token_table
     from glmft.tokenizers.loading import load_tokenizer
 
-    find_sources(config.data_path, "DATA")
+    sources = find_sources(config.data_path, "DATA")
     quiet()
     tokenizer = load_tokenizer(locate(config.model_name_or_path).base, config.mode)
-    loaded = learned_rows(config, config.data_path, "DATA", tokenizer, seed=0)
+    loaded = learned_rows(config, sources, tokenizer, seed=0)
     color = config.color == "always" or (config.color == "auto" and sys.stdout.isatty())
     last = len(loaded.examples) - 1
     beyond = [part for part in chosen if int(part) > last]

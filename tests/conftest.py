@@ -98,3 +98,24 @@ def model_folder(tiny_model, tokenizer, tmp_path) -> Path:
     tiny_model(padded_vocab_size=-(-tokenizer.vocab_size // 64) * 64).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def same_gradients_checkpointed():
+    """Asserts that a model, its dropout off, has the same gradients with gradient checkpointing."""
+    import copy
+
+    import torch
+
+    def check(plain, rows, **tolerance) -> None:
+        checkpointed = copy.deepcopy(plain)
+        checkpointed.gradient_checkpointing_enable({"use_reentrant": False})
+        for model in (plain, checkpointed):
+            model.train()
+            if hasattr(model.transformer, "dropout"):
+                model.transformer.dropout.p = 0.0
+            model(rows, labels=rows).loss.backward()
+        for (name, a), b in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad, msg=name, **tolerance)
+
+    return check

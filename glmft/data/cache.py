@@ -6,20 +6,21 @@ the others on the same host wait for it.
 
 import functools
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from glmft.data.encode import EncodingReport, Example, Lengths, encode_record
-from glmft.data.formats import MOST_PROBLEMS, Options, convert, file_format, refusal
+from glmft.data.encode import EncodingReport, Example, LazyRows, Lengths, encode_record
+from glmft.data.formats import MOST_PROBLEMS, Options, convert, file_format, require_records
 from glmft.data.read import raw_records
 from glmft.errors import DataError
 
@@ -48,7 +49,7 @@ class Chunk:
     rejected: list[tuple[str, str]] = field(default_factory=list)
 
 
-class Rows(Sequence[Example]):
+class Rows(LazyRows):
     """The rows of a cache, read from the disk as they are asked for."""
 
     def __init__(self, folder: Path):
@@ -63,10 +64,8 @@ class Rows(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        row = self.table[int(index)]
+    def row(self, index: int) -> Example:
+        row = self.table[index]
         flat = row["spans"]
         return Example(row["ids"], tuple(zip(flat[::2], flat[1::2], strict=True)), row["place"])
 
@@ -133,7 +132,8 @@ def build(folder: Path, files: Sequence[Path], recipe: Recipe, tokenizer: Any, w
                 report.add(chunk.report)
                 writer.write_table(chunk.table)
             writer.finalize()
-        check(report, rejected, files, recipe)
+        require_records(report.read, rejected, files, recipe.options)
+        report.require_rows(recipe.lengths)
         summary = {"report": {k: v for k, v in asdict(report).items() if k != "lengths"}, "rejected": rejected}
         (aside / SUMMARY).write_text(json.dumps(summary, ensure_ascii=False), encoding="utf-8")
         os.replace(aside, folder)
@@ -143,26 +143,17 @@ def build(folder: Path, files: Sequence[Path], recipe: Recipe, tokenizer: Any, w
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def check(report: EncodingReport, rejected: list[tuple[str, str]], files: Sequence[Path], recipe: Recipe) -> None:
-    """Raises DataError if records were refused that must not be, or nothing is left."""
-    if rejected and (recipe.options.on_bad_record == "error" or not report.read):
-        raise refusal(rejected)
-    if not report.read:
-        raise DataError(f"{', '.join(map(str, files))}: holds no record")
-    report.require_rows(recipe.lengths)
-
-
 def encoded_chunks(files: Sequence[Path], recipe: Recipe, tokenizer: Any, workers: int) -> Iterator[Chunk]:
     """The chunks of all files in their order; no more of them are held at a time than the processes work on."""
     pieces = raw_chunks(files, recipe.options)
     first = list(islice(pieces, FEW // CHUNK))
+    everything = itertools.chain(first, pieces)
     if workers < 2 or len(first) < FEW // CHUNK:
-        yield from (encode_chunk(piece, recipe, tokenizer) for piece in first)
-        yield from (encode_chunk(piece, recipe, tokenizer) for piece in pieces)
+        yield from (encode_chunk(piece, recipe, tokenizer) for piece in everything)
         return
     context = multiprocessing.get_context("spawn")  # forking would copy the threads of torch and of the launcher
     with ProcessPoolExecutor(workers, context, _start_worker, (spec_of(tokenizer),)) as pool:
-        yield from in_order(pool, functools.partial(_encode_here, recipe=recipe), _chain(first, pieces), 2 * workers)
+        yield from in_order(pool, functools.partial(_encode_here, recipe=recipe), everything, 2 * workers)
 
 
 def in_order(pool: Any, work: Any, pieces: Iterator[Any], ahead: int) -> Iterator[Chunk]:
@@ -188,12 +179,9 @@ def encode_chunk(piece: tuple[str, list[tuple[str, Any]]], recipe: Recipe, token
     for place, raw in items:
         try:
             record = convert(place, raw, format_name, recipe.options)
-            chunk.report.read += 1
             rows += encode_record(record, tokenizer, recipe.lengths, recipe.template, recipe.loss_on, chunk.report)
         except DataError as error:
             chunk.rejected.append((place, error.problems[0]))
-        except ValueError as error:
-            chunk.rejected.append((place, f"{place}: {error}"))
     chunk.report.count(rows)
     chunk.report.lengths, chunk.table = [], as_table(rows)
     return chunk
@@ -240,8 +228,3 @@ def _start_worker(spec: tuple[str, str, str, dict[str, Any]]) -> None:
 
 def _encode_here(piece: tuple[str, list[tuple[str, Any]]], recipe: Recipe) -> Chunk:
     return encode_chunk(piece, recipe, _worker_tokenizer)
-
-
-def _chain(first: Iterable[Any], rest: Iterator[Any]) -> Iterator[Any]:
-    yield from first
-    yield from rest

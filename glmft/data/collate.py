@@ -6,10 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glmft.data.encode import Example
+from glmft.data.encode import IGNORED, Example
 from glmft.data.packing import Packed
-
-IGNORED = -100
 
 
 def collate(examples: Sequence[Example], tokenizer: Any, supervise: bool = True) -> dict[str, Tensor]:

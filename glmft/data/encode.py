@@ -9,6 +9,7 @@ from glmft.data.templates import Row, cue_length, extra_lengths, make_row, promp
 from glmft.errors import DataError
 
 Span = tuple[int, int]
+IGNORED = -100  # the label of what is not learned
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,18 @@ class Example:
     @property
     def supervised(self) -> int:
         return sum(end - first for first, end in self.spans)
+
+
+class LazyRows(Sequence[Example]):
+    """Rows that come to be when they are asked for, by `row`."""
+
+    def row(self, index: int) -> Example:
+        raise NotImplementedError
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self.row(i) for i in range(*index.indices(len(self)))]
+        return self.row(range(len(self))[index])
 
 
 @dataclass(frozen=True)
@@ -137,12 +150,7 @@ def encode_records(
     """
     examples, report = [], EncodingReport()
     for record in records:
-        report.read += 1
-        try:
-            encoded = encode_record(record, tokenizer, lengths, template, loss_on, report)
-        except ValueError as error:
-            raise DataError(f"{record.place}: {error}") from None
-        examples += encoded
+        examples += encode_record(record, tokenizer, lengths, template, loss_on, report)
     report.count(examples)
     report.require_rows(lengths)
     return examples, report
@@ -151,7 +159,17 @@ def encode_records(
 def encode_record(
     record: Record, tokenizer: Any, lengths: Lengths, template: str, loss_on: str, report: EncodingReport
 ) -> list[Example]:
-    """The rows of one record; counts what becomes of it. Raises ValueError as `make_row`."""
+    """The rows of one record; counts what becomes of it. Raises DataError for what the family cannot express."""
+    report.read += 1
+    try:
+        return _rows_of(record, tokenizer, lengths, template, loss_on, report)
+    except ValueError as error:
+        raise DataError(f"{record.place}: {error}") from None
+
+
+def _rows_of(
+    record: Record, tokenizer: Any, lengths: Lengths, template: str, loss_on: str, report: EncodingReport
+) -> list[Example]:
     examples = []
     conversations = targets(tokenizer, record.messages, template, loss_on)
     report.nothing_learned += not conversations

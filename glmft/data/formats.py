@@ -83,11 +83,16 @@ def read_records(files: Path | str | Iterable[Path | str], options: Options | No
                 result.rejected.append((place, error.problems[0]))
                 if options.on_bad_record == "error" and len(result.rejected) == MOST_PROBLEMS:
                     raise refusal(result.rejected) from None
-    if result.rejected and (options.on_bad_record == "error" or not result.records):
-        raise refusal(result.rejected)
-    if not result.records:
-        raise DataError(f"{', '.join(map(str, files))}: holds no record")
+    require_records(len(result.records), result.rejected, files, options)
     return result
+
+
+def require_records(count: int, rejected: list[tuple[str, str]], files: Iterable[Path | str], options: Options) -> None:
+    """Raises DataError if records were refused that must not be, or there is none."""
+    if rejected and (options.on_bad_record == "error" or not count):
+        raise refusal(rejected)
+    if not count:
+        raise DataError(f"{', '.join(map(str, files))}: holds no record")
 
 
 def refusal(rejected: list[tuple[str, str]]) -> DataError:

@@ -8,7 +8,7 @@ from typing import Any
 
 from glmft.config import DataSettings
 from glmft.data.cache import Recipe, cached_rows
-from glmft.data.encode import Example, Lengths
+from glmft.data.encode import Example, LazyRows, Lengths
 from glmft.data.formats import Options, Record, read_records
 from glmft.data.packing import PackedRows, pack
 from glmft.errors import DataError
@@ -25,7 +25,7 @@ class Loaded:
     lines: list[str]
 
 
-class Picked(Sequence[Example]):
+class Picked(LazyRows):
     """Rows of several sources, each as often as `picks` names it: (source, row)."""
 
     def __init__(self, sources: Sequence[Sequence[Example]], picks: list[tuple[int, int]]):
@@ -34,9 +34,7 @@ class Picked(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.picks)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def row(self, index: int) -> Example:
         source, row = self.picks[index]
         return self.sources[source][row]
 
@@ -101,12 +99,14 @@ def split(loaded: Loaded, ratio: float, seed: int) -> tuple[Loaded, Loaded]:
     held = max(1, round(ratio * len(order)))
     if held >= len(order):
         raise DataError(f"--val_ratio {ratio:g}: leaves nothing of {len(order)} rows to train on")
-    parts = []
-    for rows in (sorted(order[held:]), sorted(order[:held])):
-        picked = Picked([loaded.examples], [(0, row) for row in rows])
-        parts.append(Loaded(picked, [loaded.lengths[row] for row in rows], loaded.rejected, list(loaded.lines)))
-    parts[0].lines.append(f"data: {held} of {len(order)} rows held out for validation")
-    return parts[0], parts[1]
+    trained, kept = (
+        Loaded(
+            Picked([loaded.examples], [(0, i) for i in rows]), [loaded.lengths[i] for i in rows], loaded.rejected, []
+        )
+        for rows in (sorted(order[held:]), sorted(order[:held]))
+    )
+    trained.lines = [*loaded.lines, f"data: {held} of {len(order)} rows held out for validation"]
+    return trained, kept
 
 
 def packed(loaded: Loaded, max_len: int, seed: int) -> Loaded:

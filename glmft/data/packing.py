@@ -4,9 +4,8 @@ import bisect
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from glmft.data.encode import Example
+from glmft.data.encode import Example, LazyRows
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def pack(lengths: Sequence[int], max_len: int, seed: int) -> list[list[int]]:
     return rows
 
 
-class PackedRows(Sequence[Packed]):
+class PackedRows(LazyRows):
     """Documents joined into rows as they are asked for."""
 
     def __init__(self, documents: Sequence[Example], rows: list[list[int]]):
@@ -50,9 +49,7 @@ class PackedRows(Sequence[Packed]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def row(self, index: int) -> Packed:
         return join([self.documents[i] for i in self.rows[index]])
 
 

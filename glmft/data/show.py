@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from glmft.data.encode import Example
+from glmft.data.encode import IGNORED, Example
 
-IGNORED = -100
 LEARNED, PLAIN = "\033[32m", "\033[0m"
 
 

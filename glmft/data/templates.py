@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 Message = dict[str, Any]
-TEMPLATES = ("default", "reference", "raw")
-LOSS_ON = ("flagged", "all", "last")
 
 
 @dataclass(frozen=True)

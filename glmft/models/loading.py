@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,8 @@ def load_model(config: Any, folder: str | Path, dtype: torch.dtype, attn_impleme
     except CheckpointError:
         raise
     except Exception as error:  # whatever a torn file makes the readers raise
-        _find_broken(files)
+        for file in files:
+            open_weights(file)  # names the broken one
         raise CheckpointError(f"{folder}: the weights cannot be loaded ({_one_line(error)})") from None
     prefix = {name for name in found["missing_keys"] if "prefix_encoder" in name}
     if config.pre_seq_len and not prefix and set(EMBEDDINGS) & set(found["missing_keys"]):
@@ -113,27 +115,27 @@ def _one_line(error: object) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _find_broken(files: Iterable[Path]) -> None:
-    for file in files:
-        try:
-            _open(file)
-        except Exception as error:
-            raise CheckpointError(f"{file}: is torn or no weight file ({_one_line(error)}); copy it again") from None
+def open_weights(file: Path) -> Any:
+    """A weight file, its tensors still on the disk: a dict, or safetensors' own handle.
 
+    Raises:
+        CheckpointError: it is torn, or something else.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors import safe_open
 
-def _open(file: Path) -> Any:
-    if file.suffix == ".safetensors":
-        from safetensors import safe_open
-
-        return safe_open(file, "pt")
-    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            return safe_open(file, "pt")
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # whatever a torn or foreign file makes the readers raise
+        raise CheckpointError(f"{file}: is torn or no weight file ({_one_line(error)}); copy it again") from None
 
 
 def read_tensors(folder: Path, names: Iterable[str]) -> dict[str, Tensor]:
     """Some tensors of a folder as its files hold them, in their own dtype; names that are not there are left out."""
     wanted, found = set(names), {}
     for file in weight_files(folder):
-        held = _open(file)
+        held = open_weights(file)
         get = held.get_tensor if file.suffix == ".safetensors" else held.__getitem__
         for name in wanted & set(held.keys()):
             found[name] = get(name)

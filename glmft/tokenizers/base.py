@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizer
 from transformers.utils import PaddingStrategy
 
 from glmft.errors import ConfigError
-from glmft.family import FAMILY_KEY, family_of_folder, read_json
+from glmft.family import FAMILY_KEY, family_of_folder, read_json_if_there
 
 Message = dict[str, Any]
 
@@ -33,14 +33,14 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     # Those that stand behind the sentencepiece vocabulary, in the order of their ids.
     special_tokens: tuple[str, ...] = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
     named_tokens: ClassVar[dict[str, str]] = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
+    more_tokens: tuple[str, ...] = ("<s>",)  # that folders name, too
     family: str
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> "ChatGLMTokenizer":
         if cls is not ChatGLMTokenizer:
             tokenizer = super().from_pretrained(folder, *args, **kwargs)
-            path = Path(folder) / "tokenizer_config.json"
-            tokenizer.recorded = read_json(path) if path.is_file() else {}
+            tokenizer.recorded = read_json_if_there(Path(folder) / "tokenizer_config.json")
             return tokenizer
         from glmft.tokenizers.loading import TOKENIZERS
 
@@ -70,7 +70,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return {self._convert_id_to_token(i): i for i in range(self.vocab_size)}
 
     def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
-        known = {*self.special_ids, "<unk>", "<s>", "</s>"}
+        known = {*self.special_ids, *self.named_tokens.values(), *self.more_tokens}
         unknown = [str(token) for token in new_tokens if str(token) not in known]
         if unknown:
             raise ConfigError(f"tokens {unknown} cannot be added: the ids behind the vocabulary are the model's own")

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from glmft.errors import ConfigError
-from glmft.family import read_json
+from glmft.family import read_json_if_there
 from glmft.tokenizers.base import ChatGLMTokenizer, Message, rounds_of
 
 LONGEST_BLANK = 80
@@ -34,15 +33,13 @@ class ChatGLM6BTokenizer(ChatGLMTokenizer):
     }
     gmask_token = "[gMASK]"
     end_token = "</s>"
+    more_tokens = (gmask_token, end_token)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> "ChatGLM6BTokenizer":
-        recorded = Path(folder) / "tokenizer_config.json"
-        if "num_image_tokens" not in kwargs and "num_image_tokens" not in (
-            read_json(recorded) if recorded.is_file() else {}
-        ):
-            model = Path(folder) / "config.json"
-            size = read_json(model).get("vocab_size") if model.is_file() else None
+        recorded = {**read_json_if_there(Path(folder) / "tokenizer_config.json"), **kwargs}
+        if "num_image_tokens" not in recorded:
+            size = read_json_if_there(Path(folder) / "config.json").get("vocab_size")
             kwargs["num_image_tokens"] = IMAGE_TOKENS if size == VOCABULARY_WITH_IMAGES else 0
         return super().from_pretrained(folder, *args, **kwargs)
 
@@ -86,13 +83,6 @@ class ChatGLM6BTokenizer(ChatGLMTokenizer):
 
     def get_command(self, token: str) -> int:
         return self._convert_token_to_id(token)
-
-    def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
-        known = {*self.named_tokens.values(), self.gmask_token, self.end_token}
-        unknown = [str(token) for token in new_tokens if str(token) not in known]
-        if unknown:
-            raise ConfigError(f"tokens {unknown} cannot be added: the ids behind the vocabulary are the model's own")
-        return 0
 
     # ------------------------------------------------------------------------------------------------ text to ids
 

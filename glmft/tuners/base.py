@@ -81,8 +81,14 @@ def train_only(model: nn.Module, names: Iterable[str] | None = None) -> None:
     chosen = None if names is None else set(names)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(chosen is None or name in chosen)
-        if parameter.requires_grad and parameter.dtype != torch.float32:
-            parameter.data = parameter.data.float()
+    hold_trainable(model, torch.float32)
+
+
+def hold_trainable(model: nn.Module, dtype: torch.dtype) -> None:
+    """Hold what trains in a number format."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
 
 
 def gather_named(named: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from glmft.config import split_names
 from glmft.errors import CheckpointError
-from glmft.tuners.base import Tuner, gather_named, load_checked, save_checked
+from glmft.tuners.base import Tuner, gather_named, hold_trainable, load_checked, save_checked
 
-WEIGHTS, DESCRIPTION = "adapter_model.safetensors", "adapter_config.json"
-
+WEIGHTS = "adapter_model.safetensors"
 
 # Groups of linear modules by the last part of their names, in all families.
 ATTENTION, FEED_FORWARD = ["query_key_value", "dense"], ["dense_h_to_4h", "dense_4h_to_h"]
@@ -84,10 +83,8 @@ class Lora(Tuner):
             init_lora_weights=True if self.init_lora_weights == "default" else self.init_lora_weights,
             modules_to_save=split_names(self.modules_to_save) or None,
         )
-        model = get_peft_model(model, config)  # makes its own parameters float32
-        for parameter in model.parameters():
-            if parameter.requires_grad and parameter.dtype != torch.float32:  # whole modules are not its own
-                parameter.data = parameter.data.float()
+        model = get_peft_model(model, config)
+        hold_trainable(model, torch.float32)  # peft does so with its own parameters, not with whole modules
         if self.is_pissa:
             self.initial = {n: p.detach().to("cpu", copy=True) for n, p in model.named_parameters() if "lora_" in n}
         return model

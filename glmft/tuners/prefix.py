@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from glmft.errors import CheckpointError
+from glmft.models.loading import open_weights
 from glmft.tuners.base import ADAPTER_WEIGHTS, Tuner, load_checked, load_named, save_checked, train_only
 
 EMBEDDING = "transformer.prefix_encoder.embedding.weight"
@@ -45,6 +46,7 @@ class Prefix(Tuner):
         start = None
         if self.ptuning_checkpoint is not None:
             start = read_prefix(Path(self.ptuning_checkpoint))
+            check_fit(model, start, self.ptuning_checkpoint)
             self.pre_seq_len, self.prefix_projection, self.prefix_hidden_size = shape_of(start)
         config = model.config
         config.pre_seq_len, config.prefix_projection = self.pre_seq_len, self.prefix_projection
@@ -89,21 +91,12 @@ def read_prefix(path: Path) -> dict[str, Tensor]:
         file = next((path / name for name in (ADAPTER_WEIGHTS, OFFICIAL_WEIGHTS) if (path / name).is_file()), path)
     if not file.is_file():
         raise CheckpointError(f"{path}: no prefix here; name a folder with {OFFICIAL_WEIGHTS}, or the file")
-    state = load_checked(file) if file.suffix == ".safetensors" else _load_pickle(file)
+    state = load_checked(file) if file.suffix == ".safetensors" else open_weights(file)
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise CheckpointError(f"{file}: holds something other than named tensors; name a P-Tuning v2 checkpoint")
     state = {name: tensor for name, tensor in state.items() if "prefix_encoder." in name}
     if EMBEDDING not in state:
         raise CheckpointError(f"{file}: holds no {EMBEDDING}; name a P-Tuning v2 checkpoint")
-    return state
-
-
-def _load_pickle(file: Path) -> dict[str, Tensor]:
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a torn or foreign file makes the reader raise
-        reason = " ".join(str(error).split())[:120]
-        raise CheckpointError(f"{file}: is torn or no weight file ({reason}); copy it again") from None
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise CheckpointError(f"{file}: holds something other than named tensors; name a P-Tuning v2 checkpoint")
     return state
 
 
@@ -116,15 +109,14 @@ def shape_of(state: dict[str, Tensor]) -> tuple[int, bool, int | None]:
 def check_fit(model: nn.Module, state: dict[str, Tensor], place: str | Path) -> None:
     """Raises CheckpointError if a prefix was trained on a model of another shape."""
     config = model.config
-    heads = getattr(config, "multi_query_group_num", config.num_attention_heads)
-    layer = 2 * heads * getattr(config, "kv_channels", config.hidden_size // config.num_attention_heads)
-    width = state["transformer.prefix_encoder.trans.2.weight" if PROJECTION in state else EMBEDDING].shape[
-        0 if PROJECTION in state else 1
-    ]
-    if width != layer * config.num_layers:
+    layers_there, heads, size = config.key_value_shape
+    layer = 2 * heads * size
+    projected = state.get("transformer.prefix_encoder.trans.2.weight")
+    width = state[EMBEDDING].shape[1] if projected is None else len(projected)
+    if width != layer * layers_there:
         layers = f"{width // layer} layers" if width % layer == 0 else f"width {width}"
         raise CheckpointError(
-            f"{place}: a prefix of {layers}, the model has {config.num_layers} of {layer}; name the prefix's base"
+            f"{place}: a prefix of {layers}, the model has {layers_there} of {layer}; name the prefix's base"
         )
 
 
@@ -134,8 +126,5 @@ def put_prefix(model: nn.Module, path: Path) -> None:
     Raises:
         CheckpointError: it holds no `transformer.prefix_encoder.*`, or fits another model.
     """
-    state = read_prefix(path)
-    check_fit(model, state, path)
-    Prefix(*shape_of(state)).apply(model)
-    load_named(model, state, path)
+    Prefix(0, False, ptuning_checkpoint=str(path)).apply(model)
     model.transformer.prefix_encoder.to(model.dtype)

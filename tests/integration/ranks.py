@@ -3,20 +3,15 @@
 import contextlib
 import multiprocessing
 import os
-import socket
 import sys
 from pathlib import Path
+
+from examples.quickstart.run import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "examples" / "quickstart" / "base"
 LORA = ["--train_type", "lora", "--lora_module_name", "query_key_value,dense", "--lora_dim", "4", "--lora_dropout", "0"]
 SECONDS = 120
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _rank(rank: int, size: int, port: int, argv: list[str], log: str) -> None:

@@ -1,7 +1,5 @@
 """ChatGLM2 against transformers' own GLM, against itself by other routes, and against computations by hand."""
 
-import copy
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -178,17 +176,8 @@ def test_generation_stops_at_the_end_token_of_the_config(tiny_model):
 
 
 @pytest.mark.parametrize("prefix", [None, 4])
-def test_gradient_checkpointing_changes_no_gradient(prefix, tiny_model):
-    plain = tiny_model(pre_seq_len=prefix)
-    checkpointed = copy.deepcopy(plain)
-    checkpointed.gradient_checkpointing_enable({"use_reentrant": False})
-    for model in (plain, checkpointed):
-        model.train()
-        if prefix:
-            model.transformer.dropout.p = 0.0
-        model(ids(), labels=ids()).loss.backward()
-    for (name, a), b in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, msg=name)
+def test_gradient_checkpointing_changes_no_gradient(prefix, tiny_model, same_gradients_checkpointed):
+    same_gradients_checkpointed(tiny_model(pre_seq_len=prefix), ids())
 
 
 def test_loss_is_the_mean_over_supervised_tokens_and_logits_come_when_asked_for(tiny_model):

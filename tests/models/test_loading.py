@@ -78,11 +78,12 @@ def test_a_truncated_file_is_named(kind, model_folder, tmp_path):
     folder = as_bins(model_folder, tmp_path / "bins") if kind == "bin" else model_folder
     file = weight_files(folder)[-1]
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(CheckpointError) as caught:
-        load(folder)
-    [line] = caught.value.problems
-    assert str(file) in line
-    assert "copy it again" in line
+    for read in (load, fingerprint):
+        with pytest.raises(CheckpointError) as caught:
+            read(folder)
+        [line] = caught.value.problems
+        assert str(file) in line
+        assert "copy it again" in line
 
 
 def test_a_missing_shard_is_named(model_folder, tmp_path):
