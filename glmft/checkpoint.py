@@ -3,24 +3,43 @@
 import hashlib
 import json
 import os
+import random
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from glmft.dist import World, barrier
+from glmft.dist import World, gather_objects, same_fate
 from glmft.errors import CheckpointError, ConfigError
+from glmft.shards import Shards, StoredTensors
 
 MANIFEST, RUN_CONFIG = "manifest.json", "train_config.json"
-STATE, OPTIMIZER = "trainer_state.json", "optimizer.safetensors"
+STATE, RANDOM, OPTIMIZER = "trainer_state.json", "random_states.json", "optimizer"
+BEST = "best"
 
 
 @dataclass
 class TrainerState:
-    """Where a run stands; all it needs besides weights, moments and random states."""
+    """Where a run stands; all it needs besides weights, moments and random states.
+
+    Args:
+        step: optimizer steps done.
+        adam_step: those that the optimizer counted.
+        loss_sum, supervised, tokens: over the whole run up to the last log line.
+        open_loss, open_supervised, open_tokens: since that line.
+        last_loss: mean of the last log line.
+        window, records, seed, grouped: what the order of the records follows from.
+        skipped: steps in a row that the loss scaler skipped.
+        loss_scaler: its numbers, for fp16.
+        best, best_step: best value of the watched metric, and when it was seen.
+        waited: evaluations since then.
+        saved_step: that of the newest checkpoint.
+    """
 
     step: int = 0
     total_steps: int = 0
@@ -28,10 +47,36 @@ class TrainerState:
     tokens: int = 0
     supervised: int = 0
     loss_sum: float = 0.0
+    open_loss: float = 0.0
+    open_supervised: int = 0
+    open_tokens: int = 0
+    last_loss: float | None = None
     window: int = 0
     records: int = 0
     seed: int = 0
     grouped: bool = False
+    skipped: int = 0
+    loss_scaler: dict[str, float] = field(default_factory=dict)
+    best: float | None = None
+    best_step: int | None = None
+    waited: int = 0
+    saved_step: int = 0
+
+    def add(self, loss: float, supervised: int, tokens: int) -> None:
+        """Count one optimizer step: its summed loss and its tokens, of all ranks."""
+        self.open_loss += loss
+        self.open_supervised += supervised
+        self.open_tokens += tokens
+
+    def take(self) -> tuple[float, int, int]:
+        """Mean loss of a supervised token, supervised tokens and tokens since the last call."""
+        taken = self.open_loss / max(1, self.open_supervised), self.open_supervised, self.open_tokens
+        self.loss_sum += self.open_loss
+        self.supervised += self.open_supervised
+        self.tokens += self.open_tokens
+        self.open_loss, self.open_supervised, self.open_tokens = 0.0, 0, 0
+        self.last_loss = taken[0]
+        return taken
 
 
 def claim_output(folder: Path, overwrite: bool, resume: bool) -> None:
@@ -105,39 +150,96 @@ def damage(checkpoint: Path) -> str | None:
     return None
 
 
-def save(folder: Path, state: TrainerState, world: World, write: Any, optimizer: dict[str, torch.Tensor]) -> Path:
-    """Write checkpoint-STEP. Collective: every rank writes its own random state, rank 0 the rest.
+def save(
+    folder: Path,
+    state: TrainerState,
+    world: World,
+    write: Callable[[Path], None],
+    tensors: Iterator[tuple[str, Tensor]],
+) -> Path:
+    """Write checkpoint-STEP on rank 0. Collective.
 
     Args:
-        write: function of a folder that writes what was trained (called on rank 0).
-        optimizer: what `zero_state.pack` gave.
+        write: of a folder; writes what was trained.
+        tensors: what `zero_state.packed` yields; every rank walks through it.
 
     Raises:
         CheckpointError: the disk is full or fails; the checkpoints before stay as they are.
     """
     target = folder / f"checkpoint-{state.step}"
     aside = folder / f".writing-{target.name}"
-    if world.is_main:
-        shutil.rmtree(aside, ignore_errors=True)
-    barrier()
-    try:
-        aside.mkdir(parents=True, exist_ok=True)
-        save_file(random_state(world), aside / f"random-{world.rank}.safetensors")
-        if world.is_main:
-            write(aside)
-            save_file(optimizer, aside / OPTIMIZER)
-            (aside / STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"{target}: could not be saved ({error.strerror or error}); free some space") from None
-    barrier()
-    if world.is_main:
-        seal(aside)
-        if target.exists():  # the same step, saved before a resume
-            shutil.rmtree(target)
-        os.replace(aside, target)
-        _flush(folder)
-    barrier()
+    states = gather_objects(world, random_state(world))
+    shards = Shards(aside, OPTIMIZER)
+    with same_fate():
+        try:
+            if world.is_main:
+                discard(aside)
+                aside.mkdir()
+                write(aside)
+        except Exception as error:  # safetensors has a class of its own for a full disk
+            shards.problem = error
+        for name, tensor in tensors:
+            if world.is_main:
+                shards.add(name, tensor)
+        try:
+            if world.is_main:
+                shards.close()
+                (aside / RANDOM).write_text(json.dumps(states), encoding="utf-8")
+                (aside / STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+                seal(aside)
+                replace_folder(aside, target)
+        except Exception as error:
+            discard(aside)
+            raise CheckpointError(_unsaved(target, error)) from None
     return target
+
+
+def _unsaved(target: Path, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return f"{target}: could not be saved ({reason}); free some space and go on with --resume yes"
+
+
+def replace_folder(aside: Path, target: Path) -> None:
+    """Put a finished folder in its place; one that is there already (the same step, before a resume) goes first."""
+    old = target.with_name(f".deleting-{target.name}")
+    if target.exists():
+        discard(old)
+        os.replace(target, old)
+    os.replace(aside, target)
+    _flush(target.parent)
+    discard(old)
+
+
+def discard(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def clean(folder: Path) -> None:
+    """Remove what a kill left half written or half deleted."""
+    for left in (*folder.glob(".writing-*"), *folder.glob(".deleting-*")):
+        if left.is_dir() and not left.is_symlink():
+            discard(left)
+        else:
+            left.unlink()
+
+
+def rotate(folder: Path, limit: int | None, keep: int | None) -> None:
+    """Delete the oldest checkpoints beyond `limit`; that of step `keep` stays."""
+    others = [p for p in checkpoints(folder) if p.name != f"checkpoint-{keep}"]
+    spare = len(others) + (keep is not None) - (limit or len(others) + 1)
+    for old in others[: max(0, min(spare, len(others) - 1))]:
+        going = folder / f".deleting-{old.name}"
+        os.replace(old, going)  # first out of sight, so that a kill leaves no torn checkpoint
+        discard(going)
+
+
+def point_best(folder: Path, step: int | None) -> None:
+    """Let the link `best` lead to that step's checkpoint."""
+    if step is not None and (folder / f"checkpoint-{step}").is_dir():
+        aside = folder / ".writing-best"
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(f"checkpoint-{step}", target_is_directory=True)
+        os.replace(aside, folder / BEST)
 
 
 def seal(folder: Path) -> None:
@@ -146,47 +248,89 @@ def seal(folder: Path) -> None:
     listed = {str(p.relative_to(folder)): [p.stat().st_size, _digest(p)] for p in files}
     (folder / MANIFEST).write_text(json.dumps({"files": listed}, indent=2) + "\n", encoding="utf-8")
     for path in (*files, folder / MANIFEST, folder):
+        _open_up(path)
         _flush(path)
 
 
-def publish(aside: Path, folder: Path) -> None:
-    """Move files that were written aside to their place, each in one step."""
-    for path in sorted(aside.iterdir()):
-        _flush(path)
-        os.replace(path, folder / path.name)
-    aside.rmdir()
-    _flush(folder)
+def publish(folder: Path, world: World, write: Callable[[Path], None]) -> None:
+    """Write files aside on rank 0, then move each to its place in one step. Collective.
+
+    Raises:
+        CheckpointError: they could not be written; what stood there before stays.
+    """
+    aside = folder / ".writing-result"
+    with same_fate():
+        if not world.is_main:
+            return
+        try:
+            discard(aside)
+            aside.mkdir()
+            write(aside)
+            for path in sorted(aside.iterdir()):
+                _open_up(path)
+                _flush(path)
+            for path in sorted(aside.iterdir()):
+                os.replace(path, folder / path.name)
+            aside.rmdir()
+            _flush(folder)
+        except Exception as error:
+            discard(aside)
+            raise CheckpointError(_unsaved(folder, error)) from None
 
 
 def load_state(checkpoint: Path) -> TrainerState:
-    return TrainerState(**json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
+    stored = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    return TrainerState(**{f.name: stored[f.name] for f in fields(TrainerState) if f.name in stored})
 
 
-def load_optimizer(checkpoint: Path) -> dict[str, torch.Tensor]:
-    return load_file(checkpoint / OPTIMIZER)
+def open_optimizer(checkpoint: Path) -> StoredTensors:
+    """A checkpoint's tensors by name, each read when it is asked for."""
+    return StoredTensors(checkpoint, OPTIMIZER)
 
 
-def random_state(world: World) -> dict[str, torch.Tensor]:
-    """The states of torch's generators, which drive dropout."""
-    states = {"cpu": torch.get_rng_state()}
+def random_state(world: World) -> dict[str, Any]:
+    """The states of all random generators of this rank: torch's (which drive dropout), Python's and numpy's."""
+    _, keys, *rest = np.random.get_state()
+    states = {
+        "cpu": torch.get_rng_state().numpy().tobytes().hex(),
+        "python": random.getstate(),
+        "numpy": [keys.tolist(), *rest],
+    }
     if world.device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(world.device)
+        states["cuda"] = torch.cuda.get_rng_state(world.device).numpy().tobytes().hex()
     return states
+
+
+def set_random_state(states: dict[str, Any], world: World) -> None:
+    torch.set_rng_state(_bytes(states["cpu"]))
+    if world.device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(_bytes(states["cuda"]), world.device)
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    keys, *rest = states["numpy"]
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), *rest))
 
 
 def restore_random_state(checkpoint: Path, world: World) -> None:
     """Go on with this rank's random numbers; a rank that did not exist before keeps its fresh ones."""
-    path = checkpoint / f"random-{world.rank}.safetensors"
-    if path.is_file():
-        states = load_file(path)
-        torch.set_rng_state(states["cpu"])
-        if world.device.type == "cuda" and "cuda" in states:
-            torch.cuda.set_rng_state(states["cuda"], world.device)
+    states = json.loads((checkpoint / RANDOM).read_text(encoding="utf-8"))
+    if world.rank < len(states):
+        set_random_state(states[world.rank], world)
+
+
+def _bytes(text: str) -> Tensor:
+    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
 
 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open_up(path: Path) -> None:
+    """Let a file be read by whoever may read its folder; safetensors writes for the owner alone."""
+    if path.is_file():
+        path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def _flush(path: Path) -> None:

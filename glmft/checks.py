@@ -27,6 +27,7 @@ def check(config: TrainConfig) -> list[str]:
         problems.append(f"--resume {config.resume}: is neither yes nor the step of a checkpoint")
     if config.resume is not None and config.overwrite_output_dir:
         problems.append("--resume and --overwrite_output_dir exclude each other; give one")
+    problems += _validation_problems(config)
     problems += _tuner_problems(config)
     problems += _range_problems(config)
     problems += _data_problems(config)
@@ -54,6 +55,16 @@ def _data_problems(config: TrainConfig) -> list[str]:
             problems.append("--val_ratio: a share of mixed sources would be trained on too; give --val_path")
     if config.val_path and config.val_ratio:
         problems.append("--val_path and --val_ratio exclude each other; give one")
+    return problems
+
+
+def _validation_problems(config: TrainConfig) -> list[str]:
+    validates = bool(config.val_path or config.val_ratio)
+    watches = {"save_best": config.save_best, "early_stopping_patience": config.early_stopping_patience}
+    needs = "--val_path or --val_ratio"
+    problems = [f"--{n} {v}: needs {needs}" for n, v in watches.items() if v is not None and not validates]
+    if config.save_best not in (None, "eval_loss") and not config.predict_with_generate:
+        problems.append(f"--save_best {config.save_best}: is a score of answers; give --predict_with_generate too")
     return problems
 
 
@@ -102,6 +113,11 @@ _RANGES = {
     "save_model_step": (1, math.inf, True),
     "lora_dim": (1, math.inf, True),
     "eval_steps": (1, math.inf, True),
+    "eval_samples": (1, math.inf, True),
+    "max_new_tokens": (1, math.inf, True),
+    "early_stopping_patience": (1, math.inf, True),
+    "save_total_limit": (1, math.inf, True),
+    "max_skipped_steps": (0, math.inf, True),
     "per_device_eval_batch_size": (1, math.inf, True),
     "val_ratio": (0, 0.9, True),
     "num_proc": (1, math.inf, True),

@@ -66,7 +66,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
 
 
 def main(argv: Sequence[str] | None = None, command: str | None = None, program: str | None = None) -> int:
-    """Run a command and return its exit code: 0, 2 for what a user can mend, 3 for a loss that is no number.
+    """Run a command and return its exit code: 0, or that of the error (see `glmft.errors`); 130 for Ctrl-C.
 
     Args:
         argv: arguments; those of the process if None.
@@ -87,7 +87,12 @@ def main(argv: Sequence[str] | None = None, command: str | None = None, program:
                 raise GlmftError(f"{command}: no such command; there are {', '.join(COMMANDS)}")
         return COMMANDS[command](arguments, program or f"glmft {command}")
     except GlmftError as error:
-        if env_rank() == 0:
+        if env_rank() == 0 or error.alone:
+            whose = "" if env_rank() == 0 else f"rank {env_rank()}: "
             for problem in error.problems:
-                print(f"error: {problem}", file=sys.stderr, flush=True)
+                print(f"{error.label}: {whose}{problem}", file=sys.stderr, flush=True)
         return error.exit_code
+    except KeyboardInterrupt:
+        if env_rank() == 0:
+            print("stopped: by SIGINT before training began; nothing is saved", file=sys.stderr, flush=True)
+        return 130

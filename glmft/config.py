@@ -16,6 +16,7 @@ from glmft.family import FAMILIES
 TRAIN_TYPES = ("full", "freeze", "ptuning", "prompt", "lora")
 DATA_FORMATS = ("auto", "triples", "pairs", "conversations", "messages")
 TRAIN_TYPE_ALIASES = {"all": "full"}
+WATCHED = ("eval_loss", "rouge-1", "rouge-2", "rouge-l", "bleu-4", "f1")
 EMBEDDED = "examples/quickstart"
 DS_ALIASES = {"ds_zero_2.json": "ds_zero2_no_offload.json", "ds_zero_3.json": "ds_zero3_no_offload.json"}
 
@@ -116,6 +117,20 @@ class ValidationSettings:
     val_ratio: float = setting(0.0, "in place of val_path: hold out this share of the training rows")
     eval_steps: int | None = setting(None, "optimizer steps between two validations; none: at each epoch's end")
     per_device_eval_batch_size: int = setting(16, "records in one micro-batch of one rank when validating")
+    predict_with_generate: bool = setting(
+        False,
+        "also answer some validation rows, and score the answers (rouge-1, rouge-2, rouge-l, bleu-4; f1 of triples)",
+    )
+    eval_samples: int = setting(50, "validation rows to answer")
+    max_new_tokens: int = setting(256, "longest answer, in tokens", ("--generation_config.max_new_tokens",))
+    save_best: str | None = setting(
+        None,
+        "save a checkpoint when this metric is better than ever, and let the link best lead to it",
+        choices=WATCHED,
+    )
+    early_stopping_patience: int | None = setting(
+        None, "stop after this many validations in a row that do not better the metric of save_best (or eval_loss)"
+    )
 
 
 @dataclass
@@ -188,6 +203,17 @@ class RunSettings:
     save_model_step: int | None = setting(
         None, "optimizer steps between two checkpoints; none: one at each epoch's end", ("--save_steps",)
     )
+    save_total_limit: int | None = setting(
+        None, "keep this many checkpoints, the newest and the best always; none: all of them"
+    )
+    report_to: str = setting(
+        "none",
+        "further trackers, comma-separated: wandb, swanlab, mlflow, …; metrics.jsonl and TensorBoard are always there",
+    )
+    longest_batch_first: bool = setting(
+        True, "try a step of zero rate with the longest rows first, so that a lack of memory shows at once"
+    )
+    max_skipped_steps: int = setting(20, "fp16: optimizer steps in a row that the loss scaler may skip")
     gradient_checkpointing: bool = setting(
         False, "compute activations again in the backward pass instead of storing them"
     )
@@ -207,6 +233,14 @@ class TrainConfig(RunSettings, OptimizerSettings, TunerSettings, ValidationSetti
 
     def __post_init__(self) -> None:
         self.train_type = TRAIN_TYPE_ALIASES.get(self.train_type, self.train_type)
+
+    @property
+    def watched_metric(self) -> str:
+        return self.save_best or "eval_loss"
+
+    @property
+    def report_names(self) -> list[str]:
+        return [name for name in split_names(self.report_to) if name not in ("none", "tensorboard")]
 
     @property
     def lora_module_names(self) -> list[str]:

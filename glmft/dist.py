@@ -15,13 +15,17 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: its rank, how many there are, and what it computes on."""
+    """This process among all: its rank, how many there are, and what it computes on.
+
+    `host_group` carries the few numbers that ranks tell one another from host to host: no accelerator waits for them.
+    """
 
     rank: int
     local_rank: int
     size: int
     device: Any
     dtype: Any
+    host_group: Any = None
 
     @property
     def is_main(self) -> bool:
@@ -36,6 +40,23 @@ class World:
 def env_rank() -> int:
     """The rank that a launcher gave this process, 0 without one; known before anything is set up."""
     return int(os.environ.get("RANK", 0))
+
+
+def launchers() -> tuple[int, ...]:
+    """Ids of the processes that started this rank: its parent, and behind DeepSpeed's `launch` the command itself.
+
+    Empty without a launcher. If these change, whoever stops the launcher no longer reaches this rank.
+    """
+    if "RANK" not in os.environ:
+        return ()
+    parent, proc = os.getppid(), Path("/proc")
+    try:
+        if b"deepspeed.launcher.launch" in (proc / str(parent) / "cmdline").read_bytes().split(b"\0"):
+            # pid (name) state parent …; the name may hold anything
+            return parent, int((proc / str(parent) / "stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):  # no such file system, or the parent has just gone
+        pass
+    return (parent,)
 
 
 def cache_home() -> Path:
@@ -97,13 +118,33 @@ def start(device: str = "auto", dtype: str = "auto") -> World:
     if "RANK" not in os.environ and not torch.distributed.is_initialized():
         torch.distributed.init_process_group(backend, rank=0, world_size=1, store=torch.distributed.HashStore())
     deepspeed.init_distributed(backend, verbose=False)
+    host_group = torch.distributed.new_group(backend="gloo") if backend == "nccl" else None
     return World(
         torch.distributed.get_rank(),
         int(os.environ["LOCAL_RANK"]),
         torch.distributed.get_world_size(),
         chosen,
         number_format,
+        host_group,
     )
+
+
+def peak_memory(device: Any) -> int:
+    """The most bytes that this process has held: of the accelerator's memory, or of the host's without one."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def is_main() -> bool:
+    """Whether this is rank 0, or the only process."""
+    import torch.distributed as dist
+
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def barrier() -> None:
@@ -114,13 +155,27 @@ def barrier() -> None:
         dist.barrier()
 
 
-def all_reduce_sum(tensor: Any) -> Any:
-    """Sum a tensor over all ranks, in place; nothing waits for the host."""
+def sum_over_ranks(world: World, *own: float) -> list[float]:
+    """Sums of some numbers over all ranks, by way of the hosts. Collective."""
+    import torch
     import torch.distributed as dist
 
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(tensor)
-    return tensor
+    if world.size == 1:
+        return list(own)
+    numbers = torch.tensor(own, dtype=torch.float64)
+    dist.all_reduce(numbers, group=world.host_group)
+    return numbers.tolist()
+
+
+def gather_objects(world: World, own: Any) -> list[Any]:
+    """What every rank has, in the order of the ranks. Collective; for small things."""
+    import torch.distributed as dist
+
+    if world.size == 1:
+        return [own]
+    all_: list[Any] = [None] * world.size
+    dist.all_gather_object(all_, own, group=world.host_group)
+    return all_
 
 
 @contextlib.contextmanager
@@ -140,17 +195,23 @@ def same_fate() -> Iterator[None]:
     raised = [error for error in errors if error is not None]
     if raised:
         problems = dict.fromkeys(problem for error in raised for problem in error.problems)
-        raise type(raised[0])(problems) from None
+        error = type(raised[0])(problems)
+        error.agreed = True
+        raise error from None
 
 
 @contextlib.contextmanager
-def gathered(parameters: Iterable[Any]) -> Iterator[None]:
-    """Inside, ZeRO-3 parameters are whole on every rank; without ZeRO-3 nothing happens."""
+def gathered(parameters: Iterable[Any], modified: bool = False) -> Iterator[None]:
+    """Inside, ZeRO-3 parameters are whole on every rank; without ZeRO-3 nothing happens.
+
+    Args:
+        modified: keep what rank 0 makes of them.
+    """
     parameters = [p for p in parameters if hasattr(p, "ds_id")]
     if not parameters:
         yield
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(parameters):
+    with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if modified else None):
         yield

@@ -1,14 +1,15 @@
 """The training loop.
 
 For each optimizer step: take the window's records, split them into micro-batches, count the supervised tokens of all
-ranks, sum the loss of every micro-batch over that count, step, log, save. The loss is a mean over supervised tokens of
-the whole step, so it does not depend on how the records were split.
+ranks, sum the loss of every micro-batch over that count, step, log, evaluate, save. The loss is a mean over supervised
+tokens of the whole step, so it does not depend on how the records were split.
 """
 
 import functools
 import json
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,20 @@ from torch import Tensor, nn
 
 from glmft import checkpoint as saved
 from glmft.checkpoint import TrainerState
-from glmft.config import TrainConfig
-from glmft.data.collate import collate, to_device
+from glmft.config import TrainConfig, to_json
 from glmft.data.encode import Example
 from glmft.data.sampler import Plan
-from glmft.dist import World, all_reduce_sum, barrier
-from glmft.errors import CheckpointError, DivergenceError
+from glmft.dist import barrier, gathered, peak_memory, same_fate, sum_over_ranks
+from glmft.divergence import bad_batch
+from glmft.errors import CheckpointError, Stopped
+from glmft.evaluation import evaluate, is_better
+from glmft.job import Batch, Job, make_batch, summed_loss
 from glmft.optim import learning_rate, make_optimizer, set_learning_rate
-from glmft.tracking import Tracker
-from glmft.tuners.base import Tuner
-from glmft.zero_state import pack, unpack
+from glmft.signals import StopSignals
+from glmft.tracking import METRICS, Tracker, clock, read_metrics
+from glmft.zero_state import adam_step, forget_steps, packed, scaler_numbers, set_scaler_numbers, unpack
 
-Batch = dict[str, Tensor]
+LAUNCHERS_WAIT = 30  # seconds between SIGTERM and SIGKILL
 
 
 @dataclass
@@ -41,6 +44,8 @@ class TrainResult:
         train_loss: mean over all supervised tokens of the whole run, in nats.
         last_loss: the same since the log line before the last.
         seconds: of this process; a resumed run counts from the resumption.
+        peak_memory_bytes: of rank 0: the accelerator's, or the process's without one.
+        best: best value of the watched metric, and the step it was seen at.
     """
 
     output_dir: str
@@ -50,108 +55,129 @@ class TrainResult:
     seconds: float
     tokens: int
     supervised_tokens: int
-
-
-@dataclass
-class Job:
-    """What does not change while training."""
-
-    config: TrainConfig
-    ds_config: dict[str, Any]
-    world: World
-    tuner: Tuner
-    base: dict[str, Any]
-    tokenizer: Any
-    plan: Plan
-    folder: Path
-    lengths: Sequence[int]
-    validation: Sequence[Example] = ()
-    validation_lengths: Sequence[int] = ()
+    peak_memory_bytes: int
+    best: float | None = None
+    best_step: int | None = None
 
 
 def train(model: nn.Module, data: Sequence[Example], job: Job, resume_from: Path | None = None) -> TrainResult:
-    """Train `model`, as `job.tuner` prepared it, on `data`; save into `job.folder`.
+    """Train `model`, as `job.tuner` prepared it, on `data`; save into `job.folder`. Collective.
 
     Raises:
         CheckpointError: `resume_from` belongs to another run, or saving fails.
-        DivergenceError: the loss is no longer finite.
+        DivergenceError: a loss or a gradient is no longer finite.
+        Stopped: a signal asked for it; a checkpoint is saved.
     """
     config, world, plan = job.config, job.world, job.plan
-    state = TrainerState(total_steps=plan.total_steps(config.num_train_epochs, config.max_steps))
-    state.window, state.records, state.seed = plan.window, plan.records, plan.seed
-    state.grouped = plan.lengths is not None
-    if resume_from:
-        state = resumed_state(resume_from, state)
-        load_weights(model, saved.load_optimizer(resume_from))
+    with same_fate():
+        state = start_state(job, resume_from)
+        if resume_from:
+            load_weights(model, saved.open_optimizer(resume_from))
     optimizer = make_optimizer(model, config, job.tuner.learning_rate_ratio)
     engine, optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=job.ds_config)
+    tracker = Tracker(job.folder, world, state.step, state.total_steps, config.report_names, asdict(config))
+    if config.longest_batch_first and state.step < state.total_steps:
+        tracker.say(try_longest_batch(engine, optimizer, data, job))
     if resume_from:
-        unpack(engine, saved.load_optimizer(resume_from), state.adam_step)
-        saved.restore_random_state(resume_from, world)
-    tracker = Tracker(job.folder, world, state.total_steps)
-    log = LossLog(tracker, world, state)
+        restore(engine, resume_from, state, job)
 
     engine.train()
-    for step, window in plan.windows(state.step, state.total_steps):
-        shares = plan.micro_batches(window, world.rank)
-        micro_batches = [make_batch(data, rows, window, job) for rows in shares]
-        targets = count_targets(micro_batches, world)
-        rate = learning_rate(step, state.total_steps, config)
-        set_learning_rate(optimizer, rate)
-        loss = train_step(engine, micro_batches, targets, world)
-        state.step = step + 1
-        log.add(loss, targets, tokens=sum(job.lengths[i] for rows in shares for i in rows))
-        if state.step % config.show_loss_step == 0 or state.step == state.total_steps:
-            log.write(rate, grad_norm(engine))
-        if job.validation and is_eval_step(state, plan, config):
-            tracker.log_validation(state.step, validate(engine, job))
-        if is_save_step(state.step, plan, config) and state.step < state.total_steps:
-            log.require_finite()
-            tracker.say(f"saved {save_checkpoint(engine, state, job)}")
+    with StopSignals(world) as stop:
+        for step, window in plan.windows(state.step, state.total_steps):
+            shares = plan.micro_batches(window, world.rank)
+            micro_batches = [make_batch(data, rows, window, job) for rows in shares]
+            targets, stops = sum_over_ranks(world, count_targets(micro_batches), stop.noted)
+            if stops:
+                stop_here(engine, state, stop, tracker, job)
+            rate = learning_rate(step, state.total_steps, config)
+            set_learning_rate(optimizer, rate)
+            done = train_step(engine, micro_batches, targets, job)
+            if problem := step_problem(done, state, config):
+                raise bad_batch(problem, step + 1, data, window, shares, done.losses, job)
+            state.step = step + 1
+            state.add(done.loss, int(targets), tokens=sum(job.lengths[i] for i in window))
+            tracker.advance()
+            if state.step % config.show_loss_step == 0 or state.step == state.total_steps:
+                loss, supervised, tokens = state.take()
+                tracker.log_step(state.step, loss, rate, grad_norm(engine, done), tokens, supervised)
+            if job.validation and is_eval_step(state, plan, config) and (figures := evaluate(engine, job, stop)):
+                tracker.log_evaluation(state.step, figures)
+                note_best(state, figures, config)
+            last = state.step == state.total_steps or is_out_of_patience(state, config)
+            if last or is_save_step(state, plan, config):
+                save_checkpoint(engine, state, tracker, job)
+            if last:
+                break
+        return finish(engine, state, tracker, job)
 
-    return finish(engine, state, log, tracker, job)
+
+@dataclass
+class Step:
+    """What one optimizer step came to.
+
+    Args:
+        losses: of this rank's micro-batches, each summed over its supervised tokens.
+        loss: their sum over all ranks.
+        norm: of the gradient, where DeepSpeed knows none: under ZeRO-0.
+        applied: whether the weights have moved.
+    """
+
+    losses: list[float]
+    loss: float
+    norm: float | None
+    applied: bool
 
 
-def train_step(engine: Any, micro_batches: list[Batch], targets: Tensor, world: World) -> Tensor:
-    """One optimizer step. Returns this rank's summed loss over its supervised tokens, a tensor nothing waits for."""
-    total = torch.zeros((), device=world.device)
+def train_step(engine: Any, micro_batches: list[Batch], targets: float, job: Job) -> Step:
+    """Forward and backward of all micro-batches; the optimizer's step if loss and gradient are finite."""
+    losses, last = [], len(micro_batches) - 1
     for i, batch in enumerate(micro_batches):
-        engine.set_gradient_accumulation_boundary(i == len(micro_batches) - 1)
-        loss = summed_loss(engine, batch, world)
+        engine.set_gradient_accumulation_boundary(i == last)
+        loss = summed_loss(engine, batch, job.world)
         # DeepSpeed averages gradients over ranks: times their number makes it a sum.
-        engine.backward(loss * (world.size / targets), scale_wrt_gas=False)
+        engine.backward(loss * (job.world.size / targets), scale_wrt_gas=False)
+        losses.append(loss.detach().float())
+        if i < last:
+            engine.step()  # only counts
+    if engine.zero_optimization_stage() == 0:  # where DeepSpeed would step with a NaN
+        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        losses.append(torch.nn.utils.get_total_norm(gradients).float())
+    # The one time in a step that the host waits; DeepSpeed waits for the gradient's norm right after it anyway.
+    numbers = torch.stack(losses).tolist()
+    norm = numbers.pop() if len(numbers) > len(micro_batches) else None
+    total = sum_over_ranks(job.world, sum(numbers))[0]
+    stepped = math.isfinite(total) and (norm is None or math.isfinite(norm))
+    if stepped:
         engine.step()
-        total += loss.detach()
-    return total
+    return Step(numbers, total, norm, stepped and engine.was_step_applied())
 
 
-def summed_loss(engine: Any, batch: Batch, world: World) -> Tensor:
-    """The loss of a micro-batch, summed over its supervised tokens."""
-    with torch.autocast(world.device.type, world.dtype, enabled=world.dtype == torch.bfloat16):
-        return engine(**batch, num_items_in_batch=1).loss
+def step_problem(done: Step, state: TrainerState, config: TrainConfig) -> str | None:
+    """Why the run must stop after this step; the loss scaler of fp16 may skip some steps in a row."""
+    if not math.isfinite(done.loss):
+        return f"the loss is {done.loss}"
+    state.skipped = 0 if done.applied else state.skipped + 1
+    if state.skipped > (config.max_skipped_steps if config.dtype == "fp16" else 0):
+        times = f" for {state.skipped} steps" if state.skipped > 1 else ""
+        return f"the gradient is not finite{times}"
+    return None
 
 
-def make_batch(data: Sequence[Example], rows: list[int], window: list[int], job: Job) -> Batch:
-    """A micro-batch on this rank's device. A rank left without records runs one of the window's, unsupervised."""
-    examples = [data[i] for i in rows or window[:1]]
-    return to_device(collate(examples, job.tokenizer, supervise=bool(rows)), job.world.device)
+def count_targets(micro_batches: list[Batch]) -> int:
+    """This rank's supervised tokens of one optimizer step."""
+    return sum(len(batch["loss_positions"]) for batch in micro_batches)
 
 
-def count_targets(micro_batches: list[Batch], world: World) -> Tensor:
-    """Supervised tokens of one optimizer step over all ranks, a float tensor on the device."""
-    own = sum(len(batch["loss_positions"]) for batch in micro_batches)
-    return all_reduce_sum(torch.tensor(float(own), device=world.device))
+def grad_norm(engine: Any, done: Step) -> float | None:
+    """Norm of the last step's gradient before clipping; None after a step that was skipped."""
+    norm = float(engine.get_global_grad_norm() if done.norm is None else done.norm)
+    return norm if math.isfinite(norm) else None
 
 
-def grad_norm(engine: Any) -> float | None:
-    """Norm of the last step's gradient before clipping; DeepSpeed knows none under ZeRO-0 in float32."""
-    norm = engine.get_global_grad_norm()
-    return None if norm is None else float(norm)
-
-
-def is_save_step(step: int, plan: Plan, config: TrainConfig) -> bool:
-    """Every `save_model_step`, else at each epoch's end."""
-    return step % (config.save_model_step or plan.steps_per_epoch) == 0
+def is_save_step(state: TrainerState, plan: Plan, config: TrainConfig) -> bool:
+    """Every `save_model_step`, else at each epoch's end; and when the watched metric was never better."""
+    regular = state.step % (config.save_model_step or plan.steps_per_epoch) == 0
+    return regular or (config.save_best is not None and state.best_step == state.step)
 
 
 def is_eval_step(state: TrainerState, plan: Plan, config: TrainConfig) -> bool:
@@ -159,121 +185,176 @@ def is_eval_step(state: TrainerState, plan: Plan, config: TrainConfig) -> bool:
     return state.step % (config.eval_steps or plan.steps_per_epoch) == 0 or state.step == state.total_steps
 
 
-@torch.no_grad()
-def validate(engine: Any, job: Job) -> float:
-    """Mean loss over all supervised tokens of the validation rows, each of which is seen once by one rank."""
-    world, size = job.world, job.config.per_device_eval_batch_size
-    order = sorted(range(len(job.validation)), key=job.validation_lengths.__getitem__, reverse=True)
-    deal = Plan(len(order), size, 1, world.size, seed=0)
-    sums = torch.zeros(2, device=world.device)  # loss, supervised tokens
-    engine.eval()
-    for first in range(0, len(order), deal.window):
-        window = order[first : first + deal.window]
-        batch = make_batch(job.validation, deal.micro_batches(window, world.rank)[0], window, job)
-        sums[0] += summed_loss(engine, batch, world)
-        sums[1] += len(batch["loss_positions"])
+def note_best(state: TrainerState, figures: dict[str, float], config: TrainConfig) -> None:
+    """Compare the watched metric with its best value so far."""
+    value = figures.get(config.watched_metric)
+    if value is not None and is_better(config.watched_metric, value, state.best):
+        state.best, state.best_step, state.waited = value, state.step, 0
+    else:
+        state.waited += 1
+
+
+def is_out_of_patience(state: TrainerState, config: TrainConfig) -> bool:
+    return config.early_stopping_patience is not None and state.waited >= config.early_stopping_patience
+
+
+def try_longest_batch(engine: Any, optimizer: Any, data: Sequence[Example], job: Job) -> str:
+    """A whole step with the longest rows there are, so that a lack of memory shows now and not hours later.
+
+    Learning rate and gradient are zero, the optimizer's count and the random states are put back: nothing has changed
+    but that all memory of a step has been held once. Returns a line that tells how much that was.
+    """
+    world, rows = job.world, sorted(range(len(job.lengths)), key=job.lengths.__getitem__)
+    rows = rows[-job.config.per_device_train_batch_size :]
+    before = saved.random_state(world)
+    set_learning_rate(optimizer, 0.0)
     engine.train()
-    loss, supervised = all_reduce_sum(sums).tolist()
-    return loss / supervised
+    engine.set_gradient_accumulation_boundary(True)
+    loss = summed_loss(engine, make_batch(data, rows, rows, job), world)
+    if not math.isfinite(sum_over_ranks(world, loss.item())[0]):
+        raise bad_batch("the loss is not finite", 0, data, rows, [rows], [loss.item()], job)
+    engine.backward(loss * 0.0, scale_wrt_gas=False)
+    engine.step()
+    forget_steps(engine)
+    saved.set_random_state(before, world)
+    size = f"{len(rows)} row{'s' * (len(rows) > 1)} of at most {job.lengths[rows[-1]]:,} tokens"
+    return f"the longest micro-batch fits: {size}, peak {peak_memory(world.device) / 2**30:.2f} GiB"
 
 
-class LossLog:
-    """Sums loss and tokens on the device between two log lines; the host waits for them only when a line is written."""
-
-    def __init__(self, tracker: Tracker, world: World, state: TrainerState):
-        self.tracker, self.world, self.state = tracker, world, state
-        self.last = math.nan
-        self.clear()
-
-    def clear(self) -> None:
-        self.loss = torch.zeros((), device=self.world.device)
-        self.targets = torch.zeros((), device=self.world.device)
-        self.tokens = 0
-
-    def add(self, loss: Tensor, targets: Tensor, tokens: int) -> None:
-        """Count one step: this rank's summed loss and tokens (no padding), and the supervised tokens of all ranks."""
-        self.loss += loss
-        self.targets += targets
-        self.tokens += tokens
-
-    def read(self) -> tuple[float, int, int]:
-        """Mean loss of a supervised token, tokens and supervised tokens, over all ranks since the last `clear`."""
-        sums = torch.stack((self.loss, torch.tensor(float(self.tokens), device=self.world.device)))
-        loss, tokens = all_reduce_sum(sums).tolist()
-        supervised = self.targets.item()
-        return loss / max(1.0, supervised), int(tokens), int(supervised)
-
-    def write(self, rate: float, norm: float | None) -> None:
-        self.last, tokens, supervised = self.read()
-        self.state.loss_sum += self.last * supervised
-        self.state.tokens += tokens
-        self.state.supervised += supervised
-        self.tracker.log_step(self.state.step, self.last, rate, norm, tokens, supervised)
-        self.clear()
-        self.check(self.last)
-
-    def require_finite(self) -> None:
-        """Look at what was not logged yet, so that no checkpoint holds the weights after a bad step."""
-        self.check(self.read()[0])
-
-    def check(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise DivergenceError(
-                f"the loss is {loss} at step {self.state.step}: training stops; go on from the last checkpoint with a "
-                "lower --learning_rate"
-            )
+# ------------------------------------------------------------------------------------------- saving and going on
 
 
-# ---------------------------------------------------------------------------------------------------- saving
-
-
-def save_checkpoint(engine: Any, state: TrainerState, job: Job) -> Path:
-    """Collective: checkpoint-STEP with weights, moments and random states."""
-    optimizer, state.adam_step = pack(engine)
+def save_checkpoint(engine: Any, state: TrainerState, tracker: Tracker, job: Job) -> None:
+    """Collective: checkpoint-STEP with weights, moments and random states; then make room."""
+    began = time.monotonic()
+    state.adam_step, state.saved_step = adam_step(engine), state.step
+    state.loss_scaler = scaler_numbers(engine) if "fp16" in job.ds_config else {}
     trained = job.tuner.state(engine.module)
     write = functools.partial(write_trained, engine, trained, job)
-    return saved.save(job.folder, state, job.world, write, optimizer)
+    place = saved.save(job.folder, state, job.world, write, packed(engine, keep=job.world.is_main))
+    if job.world.is_main:
+        best = state.best_step if job.config.save_best else None
+        saved.point_best(job.folder, best)
+        saved.rotate(job.folder, job.config.save_total_limit, best)
+    seconds = time.monotonic() - began
+    tracker.say(f"saved {place}")
+    if seconds > LAUNCHERS_WAIT / 2:
+        tracker.say(
+            f"warning: saving took {seconds:.0f} s; launchers kill {LAUNCHERS_WAIT} s after SIGTERM, so a stopped run "
+            "may lose what follows its last checkpoint; save more often with --save_model_step"
+        )
 
 
 def write_trained(engine: Any, trained: dict[str, Tensor], job: Job, folder: Path) -> None:
     job.tuner.save(engine.module, trained, folder, job.base)
     job.tokenizer.save_pretrained(folder)
+    (folder / saved.RUN_CONFIG).write_text(to_json(job.config) + "\n", encoding="utf-8")
 
 
-def finish(engine: Any, state: TrainerState, log: LossLog, tracker: Tracker, job: Job) -> TrainResult:
-    """Save what was trained, and the run's figures, into the output folder itself."""
-    trained = job.tuner.state(engine.module)
-    mean = state.loss_sum / max(1, state.supervised)
-    result = TrainResult(str(job.folder), state.step, mean, log.last, tracker.seconds, state.tokens, state.supervised)
-    if job.world.is_main:
-        aside = job.folder / ".writing-result"
-        aside.mkdir(exist_ok=True)
-        write_trained(engine, trained, job, aside)
-        (aside / "train_results.json").write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
-        saved.publish(aside, job.folder)
+def stop_here(engine: Any, state: TrainerState, stop: StopSignals, tracker: Tracker, job: Job) -> None:
+    """Save, if the last step is not saved yet, and end the run. Collective. Raises Stopped."""
+    if state.step not in (0, state.saved_step):
+        save_checkpoint(engine, state, tracker, job)
+    tracker.close()
+    kept = f"checkpoint-{state.step} is saved; go on with --resume yes" if state.step else "nothing was trained yet"
+    error = Stopped(f"by {stop.reason or 'a signal to another rank'} after step {state.step}: {kept}")
+    error.agreed = True
     barrier()
-    took = f"{state.step} steps in {tracker.seconds:.1f} s"
-    tracker.say(f"trained {took}; mean loss {mean:.4f}, last {log.last:.4f}; saved in {job.folder}")
+    raise error
+
+
+def finish(engine: Any, state: TrainerState, tracker: Tracker, job: Job) -> TrainResult:
+    """Save what was trained, and the run's figures, into the output folder itself. Collective."""
+    trained = job.tuner.state(engine.module)
+    result = TrainResult(
+        output_dir=str(job.folder),
+        steps=state.step,
+        train_loss=state.loss_sum / max(1, state.supervised),
+        last_loss=math.nan if state.last_loss is None else state.last_loss,
+        seconds=tracker.seconds,
+        tokens=state.tokens,
+        supervised_tokens=state.supervised,
+        peak_memory_bytes=peak_memory(job.world.device),
+        best=state.best,
+        best_step=state.best_step,
+    )
+    write = functools.partial(write_result, engine, trained, result, job)
+    saved.publish(job.folder, job.world, write)
+    tracker.close()
+    for line in summary(result, job):
+        tracker.say(line)
     return result
 
 
-def resumed_state(checkpoint: Path, fresh: TrainerState) -> TrainerState:
+def write_result(engine: Any, trained: dict[str, Tensor], result: TrainResult, job: Job, folder: Path) -> None:
+    write_trained(engine, trained, job, folder)
+    figures = {"train_results.json": asdict(result), "trainer_state.json": {"global_step": result.steps}}
+    figures["trainer_state.json"] |= {
+        "max_steps": result.steps,
+        "best_metric": result.best,
+        "best_model_checkpoint": None if result.best is None else str(job.folder / f"checkpoint-{result.best_step}"),
+        "log_history": read_metrics(job.folder / METRICS),
+    }
+    for name, content in figures.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def summary(result: TrainResult, job: Job) -> list[str]:
+    """What a run came to, and where everything lies."""
+    kind = "memory of the accelerator" if job.world.device.type == "cuda" else "memory of a process"
+    lines = [
+        f"trained {result.steps} steps in {clock(result.seconds)}; mean loss {result.train_loss:.4f}, last "
+        f"{result.last_loss:.4f}",
+        f"{result.tokens:,} tokens, {result.supervised_tokens:,} of them supervised; peak {kind} "
+        f"{result.peak_memory_bytes / 2**30:.2f} GiB",
+    ]
+    if result.best is not None:
+        metric, kept = job.config.watched_metric, job.folder / saved.BEST
+        place = f" ({kept})" if job.config.save_best else ""
+        lines.append(f"best {metric} {result.best:.4f} at step {result.best_step}{place}")
+    return [*lines, f"what was trained, metrics.jsonl, loss.png, tensorboard/ and checkpoints are in {job.folder}"]
+
+
+def start_state(job: Job, resume_from: Path | None) -> TrainerState:
     """Raises CheckpointError if data, seed or the records of a step differ: the order could not go on."""
-    state = saved.load_state(checkpoint)
+    plan = job.plan
+    fresh = TrainerState(
+        total_steps=plan.total_steps(job.config.num_train_epochs, job.config.max_steps),
+        window=plan.window,
+        records=plan.records,
+        seed=plan.seed,
+        grouped=plan.lengths is not None,
+    )
+    if resume_from is None:
+        return fresh
+    state = saved.load_state(resume_from)
     for name in ("window", "records", "seed", "grouped"):
         was, now = getattr(state, name), getattr(fresh, name)
         if was != now:
-            raise CheckpointError(f"{checkpoint}: {name} was {was}, now it is {now}; give the same settings")
+            raise CheckpointError(f"{resume_from}: {name} was {was}, now it is {now}; give the same settings")
     state.total_steps = fresh.total_steps
     return state
 
 
-def load_weights(model: nn.Module, packed: dict[str, Tensor]) -> None:
-    """Put the checkpoint's trained weights into the model before DeepSpeed takes it."""
+def load_weights(model: nn.Module, stored: Mapping[str, Tensor]) -> None:
+    """Put the checkpoint's trained weights into the model before DeepSpeed takes it. Collective."""
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    stored = {key.removeprefix("param/"): t for key, t in packed.items() if key.startswith("param/")}
-    if trainable.keys() != stored.keys() or any(trainable[n].shape != t.shape for n, t in stored.items()):
+    names = {key.removeprefix("param/") for key in stored if key.startswith("param/")}
+    if trainable.keys() != names:
         raise CheckpointError("the checkpoint trained other parameters; give the same --train_type and its settings")
-    with torch.no_grad():
-        for name, tensor in stored.items():
-            trainable[name].copy_(tensor)
+    for name, parameter in trainable.items():
+        tensor = stored[f"param/{name}"]
+        if getattr(parameter, "ds_shape", parameter.shape) != tensor.shape:
+            raise CheckpointError(f"{name} has another shape in the checkpoint; give the same --train_type settings")
+        with gathered([parameter], modified=True), torch.no_grad():
+            parameter.copy_(tensor)
+
+
+def restore(engine: Any, checkpoint: Path, state: TrainerState, job: Job) -> None:
+    """Put back moments, loss scaler and random states. Collective."""
+    unpack(engine, saved.open_optimizer(checkpoint), state.adam_step)
+    if "fp16" in job.ds_config:
+        set_scaler_numbers(engine, state.loss_scaler)
+    saved.restore_random_state(checkpoint, job.world)
+    if job.world.is_main and job.config.save_best:
+        saved.point_best(job.folder, state.best_step)

@@ -11,6 +11,9 @@ class GlmftError(Exception):
     """
 
     exit_code = 2
+    label = "error"
+    agreed = False  # whether every rank raises the same
+    alone = False  # whether this rank must tell it, as others do not know
 
     def __init__(self, problems: str | Iterable[str]):
         self.problems = [problems] if isinstance(problems, str) else list(problems)
@@ -30,6 +33,25 @@ class CheckpointError(GlmftError):
 
 
 class DivergenceError(GlmftError):
-    """The loss stopped being a finite number."""
+    """A loss or a gradient stopped being a finite number."""
 
     exit_code = 3
+
+
+class OutOfMemory(GlmftError):
+    """The settings need more memory than there is."""
+
+    exit_code = 4
+
+
+class RankLost(GlmftError):
+    """Another rank has ended, so this one cannot go on."""
+
+    exit_code = 5
+
+
+class Stopped(GlmftError):
+    """A signal asked the run to end; it saved a checkpoint first."""
+
+    exit_code = 75  # "try again later" in sysexits.h
+    label = "stopped"

@@ -35,7 +35,7 @@ def answer(
     answers = [""] * len(prompts)
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
-        generated = _generate(model, tokenizer, [prompts[i] for i in chosen], max_new_tokens)
+        generated = generate(model, tokenizer, [prompts[i] for i in chosen], max_new_tokens)
         for i, ids in zip(chosen, generated, strict=True):
             answers[i] = answer_text(tokenizer, ids)
         advance(len(chosen))
@@ -43,7 +43,14 @@ def answer(
 
 
 @torch.no_grad()
-def _generate(model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+def generate(
+    model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int, synced: bool = False
+) -> list[list[int]]:
+    """Greedy continuations of prompts given as ids, without them.
+
+    Args:
+        synced: go on with empty passes until every rank has finished, as ZeRO-3 needs.
+    """
     batch = tokenizer.pad({"input_ids": prompts}, padding=True, return_tensors="pt").to(model.device)
     ids = model.generate(
         **batch,
@@ -51,5 +58,6 @@ def _generate(model: Any, tokenizer: Any, prompts: list[list[int]], max_new_toke
         max_new_tokens=max_new_tokens,
         eos_token_id=tokenizer.stop_ids,
         pad_token_id=tokenizer.pad_token_id,
+        synced_gpus=synced,
     )
     return ids[:, batch["input_ids"].shape[1] :].tolist()

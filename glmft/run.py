@@ -19,6 +19,7 @@ from glmft.sources import Source, find_sources
 
 if TYPE_CHECKING:
     from glmft.engine import TrainResult
+    from glmft.job import Job
 
 
 def quiet() -> None:
@@ -47,35 +48,86 @@ def train(config: TrainConfig) -> "TrainResult":
         quiet()
 
     from glmft import checkpoint, engine
+    from glmft.failures import explained
+
+    def tell(lines: list[str]) -> None:
+        for line in lines if world.is_main else []:
+            print(line, flush=True)
+
+    with explained(world.size):
+        with dist.same_fate():
+            (job, loaded, model_config), lines = prepare(config, world)
+            if world.is_main:
+                checkpoint.claim_output(job.folder, config.overwrite_output_dir, config.resume is not None)
+        tell([*said, world.describe(), *lines])
+        resume_from, lines = None, []
+        with dist.same_fate():
+            if config.resume and world.is_main:
+                checkpoint.clean(job.folder)
+                resume_from, lines = checkpoint.find_resume(job.folder, config.resume)
+            if world.is_main:
+                write_settings(job, loaded.rejected)
+        resume_from = dist.gather_objects(world, resume_from)[0]
+        tell(lines)
+        with dist.same_fate():
+            model, lines = prepare_model(job, model_config)
+            lines.append(parameter_table(model))
+        tell(lines)
+    with explained(world.size, lambda: memory_advice(job, model)):
+        return engine.train(model, loaded.examples, job, resume_from)
+
+
+def prepare_model(job: "Job", model_config: Any) -> tuple[Any, list[str]]:
+    """The base model with its weights, ready to be trained in the way of the job's tuner; and lines to print."""
     from glmft.models.loading import load_model
+    from glmft.models.partitioned import load_partitioned
     from glmft.tuners.base import hold_trainable
 
-    with dist.same_fate():
-        (job, loaded, model_config), lines = prepare(config, world)
-        if world.is_main:
-            checkpoint.claim_output(job.folder, config.overwrite_output_dir, config.resume is not None)
-    for line in [*said, world.describe(), *lines] if world.is_main else []:
-        print(line, flush=True)
-    with dist.same_fate():
-        resume_from, lines = checkpoint.find_resume(job.folder, config.resume) if config.resume else (None, [])
-    for line in lines if world.is_main else []:
-        print(line, flush=True)
-    with dist.same_fate():
-        model = load_model(model_config, job.base["base_model_name_or_path"], world.dtype, config.attn_implementation)
-    if world.is_main:
-        (job.folder / checkpoint.RUN_CONFIG).write_text(settings.to_json(config) + "\n", encoding="utf-8")
-        (job.folder / "ds_config.json").write_text(json.dumps(job.ds_config, indent=2) + "\n", encoding="utf-8")
-        write_rejected(job.folder, loaded.rejected)
-    seed_everything(config.seed, world.rank)
+    config, world, base, said = job.config, job.world, job.base["base_model_name_or_path"], []
+    trained_in = dist.torch_dtype(config.trainable_dtype)
+    partitions = zero_stage(job) == 3
+    if partitions and (reads := job.tuner.reads_base_weights):
+        said.append(f"ZeRO-3: every rank loads the whole base first, as {reads} reads its weights")
+        partitions = False
+    if partitions:
+        owned = job.tuner.owned_by_base
+        model = load_partitioned(
+            model_config, base, world, job.ds_config, owned, trained_in, config.attn_implementation
+        )
+    else:
+        model = load_model(model_config, base, world.dtype, config.attn_implementation)
+    seed_everything(config.seed)  # equal initial values on all ranks
     model = job.tuner.apply(model)
-    hold_trainable(model, dist.torch_dtype(config.trainable_dtype))
+    hold_trainable(model, trained_in)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": config.use_reentrant})
         if config.use_reentrant:  # it gives no gradient through inputs that need none
             model.enable_input_require_grads()
-    if world.is_main:
-        print(parameter_table(model), flush=True)
-    return engine.train(model, loaded.examples, job, resume_from)
+    seed_everything(config.seed + world.rank)  # dropout of its own on each rank
+    return model, said
+
+
+def zero_stage(job: "Job") -> int:
+    return job.ds_config["zero_optimization"].get("stage", 0)
+
+
+def memory_advice(job: "Job", model: Any) -> str:
+    """What would help against a lack of memory."""
+    from glmft import planning
+
+    width = job.world.dtype.itemsize
+    offloads = "offload_optimizer" in job.ds_config["zero_optimization"]
+    found = planning.sizes(model, job.lengths, job.config, width)
+    return planning.advice(found, job.config, zero_stage(job), offloads, job.world.size)
+
+
+def write_settings(job: "Job", rejected: list[tuple[str, str]]) -> None:
+    """The resolved settings and DeepSpeed configuration, and the records that were left out, into the run's folder."""
+    from glmft.checkpoint import RUN_CONFIG
+
+    (job.folder / RUN_CONFIG).write_text(settings.to_json(job.config) + "\n", encoding="utf-8")
+    (job.folder / "ds_config.json").write_text(json.dumps(job.ds_config, indent=2) + "\n", encoding="utf-8")
+    write_rejected(job.folder, rejected)
 
 
 def prepare(config: TrainConfig, world: dist.World) -> tuple[Any, list[str]]:
@@ -86,11 +138,13 @@ def prepare(config: TrainConfig, world: dist.World) -> tuple[Any, list[str]]:
     from glmft import ds_config
     from glmft.data.sampler import Plan, padding_share
     from glmft.data.show import token_table
-    from glmft.engine import Job
+    from glmft.job import Job
     from glmft.models.loading import fingerprint, load_config, meta_model, weight_files
     from glmft.tokenizers.loading import load_tokenizer
+    from glmft.tracking import check_reporters
     from glmft.tuners import make_tuner
 
+    check_reporters(config.report_names)
     place = locate(config.model_name_or_path, config.base_model_path)
     if place.adapter:
         raise ConfigError(
@@ -162,10 +216,15 @@ def write_rejected(folder: Path, rejected: list[tuple[str, str]]) -> None:
         (folder / "rejected.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def seed_everything(seed: int, rank: int) -> None:
-    """Equal initial values on all ranks need an equal seed; dropout differs by rank and is seeded after them."""
+def seed_everything(seed: int) -> None:
+    """Every generator that something here may draw from."""
+    import random
+
+    import numpy
     import torch
 
+    random.seed(seed)
+    numpy.random.seed(seed)
     torch.manual_seed(seed)
 
 
@@ -179,12 +238,12 @@ def parameter_table(model: Any) -> str:
     for name, parameter in trained:
         kind = re.sub(r"\.\d+\.", ".*.", name.removeprefix("base_model.model.").replace(".default", ""))
         kinds.setdefault(kind, []).append(parameter)
+    shapes = {kind: list(getattr(ps[0], "ds_shape", ps[0].shape)) for kind, ps in kinds.items()}
     rows = [
-        f"  {kind}: {len(ps)} x {list(ps[0].shape)} {str(ps[0].dtype).removeprefix('torch.')}"
-        for kind, ps in kinds.items()
+        f"  {kind}: {len(ps)} x {shapes[kind]} {str(ps[0].dtype).removeprefix('torch.')}" for kind, ps in kinds.items()
     ]
-    count, total = sum(p.numel() for _, p in trained), sum(p.numel() for _, p in parameters)
-    size = sum(p.numel() * p.element_size() for _, p in trained)
+    count, total = (sum(getattr(p, "ds_numel", p.numel()) for _, p in some) for some in (trained, parameters))
+    size = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for _, p in trained)
     summary = f"trainable parameters: {count:,} of {total:,} ({100 * count / total:.4f}%), {size:,} bytes to save"
     return "\n".join(["what trains:", *rows, summary])
 

@@ -3,7 +3,7 @@
 A state packed by one topology unpacks into any other.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,25 +18,34 @@ from torch import Tensor
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def pack(engine: Any) -> tuple[dict[str, Tensor], int]:
-    """Collective. `param/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME` on the CPU, and Adam's step count."""
-    inner, flat = _inner(engine)
+def packed(engine: Any, keep: bool) -> Iterator[tuple[str, Tensor]]:
+    """Collective. Yields `param/NAME`, `exp_avg/NAME` and `exp_avg_sq/NAME` on the CPU, one at a time.
+
+    Args:
+        keep: whether this rank wants the values; where not, it gets empty tensors.
+    """
+    inner, _ = _inner(engine)
     _relink(engine.optimizer)
-    packed = {}
     for name, parameter in _trainable(engine):
         shape = getattr(parameter, "ds_shape", parameter.shape)
-        if _is_partitioned(parameter):
-            values = [safe_get_full_fp32_param(parameter)]
-            values += [safe_get_full_optimizer_state(parameter, key) for key in MOMENTS]
-        else:
-            values = [parameter.detach()] + [inner.state[parameter][key] for key in MOMENTS]
-        for key, value in zip(("param", *MOMENTS), values, strict=True):
-            packed[f"{key}/{name}"] = value.detach().reshape(shape).to("cpu", copy=True)
-    return packed, int(inner.state[flat[0]]["step"])
+        for key in ("param", *MOMENTS):
+            if not _is_partitioned(parameter):
+                value = parameter.detach() if key == "param" else inner.state[parameter][key]
+            elif key == "param":
+                value = safe_get_full_fp32_param(parameter)
+            else:
+                value = safe_get_full_optimizer_state(parameter, key)
+            yield f"{key}/{name}", value.detach().reshape(shape).to("cpu", copy=True) if keep else torch.empty(0)
 
 
-def unpack(engine: Any, packed: dict[str, Tensor], step: int) -> None:
-    """Collective; `packed` is the same on every rank. The module itself must hold the weights already."""
+def adam_step(engine: Any) -> int:
+    """Steps that the optimizer has counted."""
+    inner, flat = _inner(engine)
+    return int(inner.state[flat[0]]["step"])
+
+
+def unpack(engine: Any, tensors: Mapping[str, Tensor], step: int) -> None:
+    """Collective; `tensors` are the same on every rank. The module itself must hold the weights already."""
     inner, flat = _inner(engine)
     for parameter in flat:
         zeros = {key: torch.zeros_like(parameter) for key in MOMENTS}
@@ -44,13 +53,30 @@ def unpack(engine: Any, packed: dict[str, Tensor], step: int) -> None:
     _relink(engine.optimizer)
     for name, parameter in _trainable(engine):
         for key in MOMENTS:
-            value = packed[f"{key}/{name}"]
+            value = tensors[f"{key}/{name}"]
             if _is_partitioned(parameter):
                 safe_set_full_optimizer_state(parameter, value.to(engine.device), key)
             else:
                 inner.state[parameter][key].copy_(value)
         if _is_partitioned(parameter):
-            safe_set_full_fp32_param(parameter, packed[f"param/{name}"].to(engine.device))
+            safe_set_full_fp32_param(parameter, tensors[f"param/{name}"].to(engine.device))
+
+
+def forget_steps(engine: Any) -> None:
+    """Set the optimizer's count back to zero, after steps whose gradients were zero."""
+    for state in _inner(engine)[0].state.values():
+        state["step"].zero_()
+
+
+def scaler_numbers(engine: Any) -> dict[str, float]:
+    """The numbers of DeepSpeed's loss scaler."""
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    return {key: value for key, value in getattr(scaler, "__dict__", {}).items() if isinstance(value, int | float)}
+
+
+def set_scaler_numbers(engine: Any, numbers: dict[str, float]) -> None:
+    for key, value in numbers.items():
+        setattr(engine.optimizer.loss_scaler, key, value)
 
 
 def _trainable(engine: Any) -> Iterator[tuple[str, Any]]:

@@ -1,15 +1,17 @@
 import json
-from types import SimpleNamespace
+import random
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from glmft import checkpoint as saved
-from glmft.checkpoint import TrainerState, claim_output, damage, find_resume, publish
+from glmft.checkpoint import TrainerState, claim_output, clean, damage, find_resume, point_best, publish, rotate
+from glmft.dist import World
 from glmft.errors import CheckpointError, ConfigError
+from glmft.shards import Shards, StoredTensors
 
-ALONE = SimpleNamespace(rank=0, is_main=True, device=torch.device("cpu"))
+ALONE = World(0, 0, 1, torch.device("cpu"), torch.float32)
 
 
 def write(folder) -> None:
@@ -18,19 +20,18 @@ def write(folder) -> None:
 
 def save(folder, step: int):
     state = TrainerState(step=step, total_steps=9, loss_sum=1.5)
-    return saved.save(folder, state, ALONE, write, {"exp_avg/w": torch.arange(3.0)})
+    return saved.save(folder, state, ALONE, write, iter([("exp_avg/w", torch.arange(3.0))]))
 
 
 def test_a_checkpoint_gives_back_what_was_saved(tmp_path):
-    torch.manual_seed(3)
     place = save(tmp_path, 4)
-    drawn = torch.rand(5)
+    drawn = torch.rand(5).tolist(), random.random(), np.random.rand()
     assert place == tmp_path / "checkpoint-4"
     assert damage(place) is None
     assert saved.load_state(place) == TrainerState(step=4, total_steps=9, loss_sum=1.5)
-    assert torch.equal(saved.load_optimizer(place)["exp_avg/w"], torch.arange(3.0))
+    assert torch.equal(saved.open_optimizer(place)["exp_avg/w"], torch.arange(3.0))
     saved.restore_random_state(place, ALONE)
-    assert torch.equal(torch.rand(5), drawn)
+    assert (torch.rand(5).tolist(), random.random(), np.random.rand()) == drawn
 
 
 def test_the_manifest_lists_every_file_and_nothing_is_left_aside(tmp_path):
@@ -43,7 +44,7 @@ def test_the_manifest_lists_every_file_and_nothing_is_left_aside(tmp_path):
 @pytest.mark.parametrize("harm", ["truncate", "flip", "remove", "no manifest", "manifest torn"])
 def test_every_kind_of_damage_is_seen(harm, tmp_path):
     place = save(tmp_path, 4)
-    file = place / "optimizer.safetensors"
+    file = place / "optimizer-00001.safetensors"
     data = file.read_bytes()
     if harm == "truncate":
         file.write_bytes(data[:-1])
@@ -91,8 +92,9 @@ def test_a_save_that_fails_leaves_the_checkpoints_before(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(CheckpointError, match=r"checkpoint-4: could not be saved \(No space left on device\)"):
-        saved.save(tmp_path, TrainerState(step=4), ALONE, full_disk, {})
+        saved.save(tmp_path, TrainerState(step=4), ALONE, full_disk, iter([("w", torch.ones(1))]))
     assert find_resume(tmp_path, "yes")[0] == tmp_path / "checkpoint-2"
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-2"]
 
 
 def test_an_output_folder_is_new_empty_or_claimed_by_a_flag(tmp_path):
@@ -123,14 +125,74 @@ def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path):
 
 
 def test_published_files_replace_older_ones(tmp_path):
-    (tmp_path / "result.txt").write_text("old")
-    aside = tmp_path / ".aside"
-    aside.mkdir()
-    (aside / "result.txt").write_text("new")
-    publish(aside, tmp_path)
-    assert (tmp_path / "result.txt").read_text() == "new"
-    assert not aside.exists()
+    (tmp_path / "weights.txt").write_text("old")
+    publish(tmp_path, ALONE, write)
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"weights.txt": "weights"}
 
 
-def test_random_state_is_a_plain_tensor_file(tmp_path):
-    assert set(load_file(save(tmp_path, 1) / "random-0.safetensors")) == {"cpu"}
+def test_what_cannot_be_published_leaves_the_older_files(tmp_path):
+    (tmp_path / "weights.txt").write_text("old")
+
+    def torn(folder):
+        (folder / "weights.txt").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        publish(tmp_path, ALONE, torn)
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"weights.txt": "old"}
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "kept"),
+    [
+        (None, None, [2, 4, 6, 8]),
+        (2, None, [6, 8]),
+        (2, 4, [4, 8]),
+        (1, 4, [4, 8]),
+        (3, 8, [4, 6, 8]),
+        (9, None, [2, 4, 6, 8]),
+    ],
+)
+def test_old_checkpoints_go_and_the_newest_and_the_best_stay(limit, best, kept, tmp_path):
+    for step in (2, 4, 6, 8):
+        save(tmp_path, step)
+    rotate(tmp_path, limit, best)
+    assert sorted(int(p.name.split("-")[1]) for p in tmp_path.iterdir()) == kept
+
+
+def test_best_leads_to_a_checkpoint_and_moves_in_one_step(tmp_path):
+    for step in (2, 4):
+        point_best(tmp_path, save(tmp_path, step) and step)
+        assert (tmp_path / "best").resolve() == tmp_path / f"checkpoint-{step}"
+    assert find_resume(tmp_path, "yes")[0] == tmp_path / "checkpoint-4"
+
+
+def test_what_a_kill_left_half_written_is_cleaned_up(tmp_path):
+    save(tmp_path, 2)
+    (tmp_path / ".writing-checkpoint-4").mkdir()
+    (tmp_path / ".deleting-checkpoint-1").mkdir()
+    (tmp_path / ".writing-loss.png").write_text("")
+    clean(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+def test_tensors_are_written_in_shards_and_read_one_by_one(tmp_path):
+    shards = Shards(tmp_path, "optimizer", size=20)
+    tensors = {f"t{i}": torch.full((3,), float(i)) for i in range(4)}
+    for name, tensor in tensors.items():
+        shards.add(name, tensor)
+    shards.close()
+    assert len(list(tmp_path.iterdir())) == 4
+    stored = StoredTensors(tmp_path, "optimizer")
+    assert all(torch.equal(stored[name], tensor) for name, tensor in tensors.items())
+    assert set(stored) == set(tensors)
+
+
+def test_sums_since_the_last_log_line_travel_with_the_state():
+    state = TrainerState()
+    state.add(6.0, supervised=3, tokens=10)
+    assert state.loss_sum == 0
+    state.add(2.0, supervised=1, tokens=5)
+    assert state.take() == (2.0, 4, 15)
+    assert (state.loss_sum, state.supervised, state.tokens, state.last_loss) == (8.0, 4, 15, 2.0)
+    assert state.take() == (0.0, 0, 0)

@@ -60,4 +60,4 @@ def join(examples: Sequence[Example]) -> Packed:
         spans += [(first + len(ids), end + len(ids)) for first, end in example.spans]
         ids += example.ids
         parts.append(len(example.ids))
-    return Packed(ids, tuple(spans), examples[0].place, tuple(parts))
+    return Packed(ids, tuple(spans), ", ".join(e.place for e in examples), tuple(parts))

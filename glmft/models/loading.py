@@ -107,8 +107,13 @@ def load_model(config: Any, folder: str | Path, dtype: torch.dtype, attn_impleme
     problems += [f"{folder}: {n} belongs to no part of the model" for n in sorted(found["unexpected_keys"])]
     problems += [f"{folder}: {_one_line(m)} has another shape than config.json says" for m in found["mismatched_keys"]]
     if problems:
-        raise CheckpointError(problems[:5] + ([f"{folder}: and {len(problems) - 5} more"] if len(problems) > 5 else []))
+        raise CheckpointError(limited(problems, folder))
     return model
+
+
+def limited(problems: list[str], folder: Path) -> list[str]:
+    """The first five, and how many more there are."""
+    return problems[:5] + ([f"{folder}: and {len(problems) - 5} more"] if len(problems) > 5 else [])
 
 
 def _one_line(error: object) -> str:

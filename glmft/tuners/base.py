@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from glmft.config import TrainConfig
-from glmft.dist import gathered
+from glmft.dist import gathered, is_main
 from glmft.errors import CheckpointError
 from glmft.family import read_json
 
@@ -34,6 +34,15 @@ class Tuner(ABC):
         """What is wrong with the settings for this model (which may lie on the meta device), one line each."""
         return []
 
+    def owned_by_base(self, names: list[str]) -> set[str]:
+        """Which of the base model's own parameters train."""
+        return set()
+
+    @property
+    def reads_base_weights(self) -> str:
+        """What of the settings makes `apply` look at the base's weights or copy them; empty if nothing does."""
+        return ""
+
     @abstractmethod
     def apply(self, model: nn.Module) -> nn.Module:
         """Mark what trains (float32) and freeze the rest; may wrap the model."""
@@ -43,7 +52,10 @@ class Tuner(ABC):
         return 1.0
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
-        """What was trained, by name, on the CPU. Collective under ZeRO-3, where only these tensors are gathered."""
+        """What was trained, by name, on the CPU of rank 0; empty elsewhere.
+
+        Collective under ZeRO-3, where only these tensors are gathered.
+        """
         return gather_named((name, p) for name, p in model.named_parameters() if p.requires_grad)
 
     def save(self, model: nn.Module, state: dict[str, Tensor], folder: Path, base: dict[str, Any]) -> None:
@@ -87,15 +99,18 @@ def train_only(model: nn.Module, names: Iterable[str] | None = None) -> None:
 def hold_trainable(model: nn.Module, dtype: torch.dtype) -> None:
     """Hold what trains in a number format."""
     for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype != dtype:
+        # What ZeRO-3 has partitioned was loaded in its number format.
+        if parameter.requires_grad and parameter.dtype != dtype and not hasattr(parameter, "ds_id"):
             parameter.data = parameter.data.to(dtype)
 
 
 def gather_named(named: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
-    """Whole CPU copies of parameters, gathered one at a time under ZeRO-3."""
+    """Whole CPU copies of parameters on rank 0, gathered one at a time under ZeRO-3; elsewhere nothing."""
     state = {}
     for name, parameter in named:
         with gathered([parameter]):
+            if not is_main():
+                continue
             state[name] = parameter.detach().to("cpu", copy=True).contiguous()
     return state
 

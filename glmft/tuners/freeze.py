@@ -37,6 +37,9 @@ class Freeze(Tuner):
             if not matching(names, pattern)
         ]
 
+    def owned_by_base(self, names: list[str]) -> set[str]:
+        return self.chosen(names)
+
     def apply(self, model: nn.Module) -> nn.Module:
         train_only(model, self.chosen([name for name, _ in model.named_parameters()]))
         return model

@@ -14,6 +14,9 @@ from glmft.tuners.base import Tuner, gather_named, train_only
 class Full(Tuner):
     name: ClassVar[str] = "full"
 
+    def owned_by_base(self, names: list[str]) -> set[str]:
+        return set(names)
+
     def apply(self, model: nn.Module) -> nn.Module:
         train_only(model)
         return model

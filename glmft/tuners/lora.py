@@ -67,6 +67,11 @@ class Lora(Tuner):
             if not any(is_at(full, name) for full in modules)
         ]
 
+    @property
+    def reads_base_weights(self) -> str:
+        given = {"PiSSA": self.is_pissa, "DoRA": self.use_dora, "--modules_to_save": bool(self.modules_to_save)}
+        return next((name for name, is_on in given.items() if is_on), "")
+
     def apply(self, model: nn.Module) -> nn.Module:
         from peft import LoraConfig, get_peft_model
 
@@ -101,6 +106,8 @@ class Lora(Tuner):
         from peft import get_peft_model_state_dict
 
         trained = gather_named((name, p) for name, p in model.named_parameters() if p.requires_grad)
+        if not trained:  # not on rank 0
+            return {}
         if self.is_pissa:
             trained |= as_plain_lora(trained, self.initial)
         return get_peft_model_state_dict(model, state_dict=trained)

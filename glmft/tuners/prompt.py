@@ -23,6 +23,10 @@ class Prompt(Tuner):
     prompt_hidden_size: int | None = None
     name: ClassVar[str] = "prompt"
 
+    @property
+    def reads_base_weights(self) -> str:
+        return "the prompt, which starts from word embeddings,"
+
     def apply(self, model: nn.Module) -> nn.Module:
         config = model.config
         config.prompt_seq_len = self.pre_seq_len

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,7 +15,23 @@ LORA = ["--train_type", "lora", "--lora_module_name", "query_key_value,dense", "
 SECONDS = 120
 
 
-def _rank(rank: int, size: int, port: int, argv: list[str], log: str) -> None:
+def _die_after(forward_passes: int) -> None:
+    """Let this process be killed in the middle of training: before the forward pass after so many."""
+    from glmft import engine
+
+    done, real = 0, engine.summed_loss
+
+    def counted(*args):
+        nonlocal done
+        if done == forward_passes:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done += 1
+        return real(*args)
+
+    engine.summed_loss = counted
+
+
+def _rank(rank: int, size: int, port: int, argv: list[str], log: str, die_after: int | None) -> None:
     with open(log, "w", encoding="utf-8", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -26,6 +43,8 @@ def _rank(rank: int, size: int, port: int, argv: list[str], log: str) -> None:
         from glmft.cli import main
 
         torch.set_num_threads(1)
+        if die_after is not None:
+            _die_after(die_after)
         code = main(argv, command="train", program="train.py")
         with contextlib.suppress(Exception):
             torch.distributed.destroy_process_group()
@@ -33,15 +52,29 @@ def _rank(rank: int, size: int, port: int, argv: list[str], log: str) -> None:
         os._exit(code)
 
 
-def train(argv: list[str], size: int, folder: Path) -> tuple[list[int], str]:
-    """Exit codes of all ranks, and what they printed; `folder` takes the logs."""
+def start(
+    argv: list[str], size: int, folder: Path, die_after: int | None = None
+) -> tuple[list[multiprocessing.Process], list[str]]:
+    """The ranks of a run, started, and the files that they print into."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["glmft.engine", "glmft.tuners", "glmft.run", "glmft.models.loading", "peft"])
     port = free_port()
     logs = [str(folder / f"rank{rank}.log") for rank in range(size)]
-    ranks = [context.Process(target=_rank, args=(rank, size, port, argv, logs[rank])) for rank in range(size)]
+    ranks = [
+        context.Process(target=_rank, args=(rank, size, port, argv, logs[rank], die_after)) for rank in range(size)
+    ]
     for process in ranks:
         process.start()
+    return ranks, logs
+
+
+def train(argv: list[str], size: int, folder: Path, die_after: int | None = None) -> tuple[list[int], str]:
+    """Exit codes of all ranks, and what they printed; `folder` takes the logs.
+
+    Args:
+        die_after: forward passes of each rank after which it gets SIGKILL.
+    """
+    ranks, logs = start(argv, size, folder, die_after)
     for process in ranks:
         process.join(SECONDS)
     late = [process for process in ranks if process.is_alive()]

@@ -33,7 +33,7 @@ def test_the_last_validation_is_the_loss_of_the_saved_model(ranks, size, stage, 
     assert codes == [0] * ranks, printed
     found = lines(out, "eval_loss")
     assert [line["step"] for line in found] == [3, 4]
-    assert "step 4/4  validation loss" in printed
+    assert "step 4/4  validation: eval_loss" in printed
     model, tokenizer = glmft.load(out)
     examples, _ = encode_records(read_records(uneven).records, tokenizer, Lengths(512, 256))
     with torch.no_grad():

@@ -1,0 +1,94 @@
+"""What a run looks at while it trains: the loss of held-out rows, and scores of answers to some of them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from glmft.data.encode import Example
+from glmft.data.sampler import Plan
+from glmft.data.templates import answer_text
+from glmft.dist import gather_objects, sum_over_ranks
+from glmft.generation import generate
+from glmft.job import Job, autocast, make_batch, summed_loss
+from glmft.metrics import text_scores, triple_f1, triples
+from glmft.signals import StopSignals
+
+LOWER_IS_BETTER = ("eval_loss",)
+
+
+def evaluate(engine: Any, job: Job, stop: StopSignals) -> dict[str, float]:
+    """Figures by name: `eval_loss`, and with `predict_with_generate` the scores of `answer_scores`. Collective.
+
+    Empty if the run was asked to stop meanwhile.
+    """
+    engine.eval()
+    figures = {} if (loss := validation_loss(engine, job, stop)) is None else {"eval_loss": loss}
+    if figures and job.config.predict_with_generate:
+        scores = answer_scores(engine, job, stop)
+        figures = figures | scores if scores else {}
+    engine.train()
+    return figures
+
+
+@torch.no_grad()
+def validation_loss(engine: Any, job: Job, stop: StopSignals) -> float | None:
+    """Mean loss in nats over all supervised tokens of the validation rows, each of which is seen once by one rank."""
+    world, size = job.world, job.config.per_device_eval_batch_size
+    order = sorted(range(len(job.validation)), key=job.validation_lengths.__getitem__, reverse=True)
+    deal = Plan(len(order), size, 1, world.size, seed=0)
+    loss, supervised = torch.zeros((), device=world.device), 0
+    for first in range(0, len(order), deal.window):
+        if stop.agreed():
+            return None
+        window = order[first : first + deal.window]
+        batch = make_batch(job.validation, deal.micro_batches(window, world.rank)[0], window, job)
+        loss += summed_loss(engine, batch, world)
+        supervised += len(batch["loss_positions"])
+    total, count = sum_over_ranks(world, loss.item(), supervised)
+    return total / count
+
+
+def answer_scores(engine: Any, job: Job, stop: StopSignals) -> dict[str, float] | None:
+    """ROUGE and BLEU of the model's own answers to the first `eval_samples` validation rows; F1 if they are triples.
+
+    A row's question is what stands before its last learned answer. The rows are dealt out to the ranks, which run
+    equally many batches: under ZeRO-3 every one of them is collective.
+    """
+    world, size = job.world, job.config.per_device_eval_batch_size
+    rows = range(min(job.config.eval_samples, len(job.validation)))
+    order = sorted(rows, key=job.validation_lengths.__getitem__, reverse=True)
+    answers: dict[int, str] = {}
+    for first in range(0, len(order), size * world.size):
+        if stop.agreed():
+            return None
+        window = order[first : first + size * world.size]
+        own = window[world.rank :: world.size] or window[:1]
+        prompts = [split_row(job.validation[i], job.tokenizer)[0] for i in own]
+        with autocast(world):
+            ids = generate(engine.module, job.tokenizer, prompts, job.config.max_new_tokens, synced=world.size > 1)
+        answers |= {i: answer_text(job.tokenizer, found) for i, found in zip(own, ids, strict=True)}
+    answers = {i: text for part in gather_objects(world, answers) for i, text in part.items()}
+    labels = [answer_text(job.tokenizer, split_row(job.validation[i], job.tokenizer)[1]) for i in rows]
+    return scores([answers[i] for i in rows], labels)
+
+
+def split_row(row: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The ids of a row up to its last learned answer, and those of that answer."""
+    first, end = row.spans[-1]
+    if row.ids[first] == tokenizer.bos_token_id:  # some templates have ChatGLM-6B learn the start mark too
+        first += 1
+    return row.ids[:first], row.ids[first:end]
+
+
+def scores(predictions: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
+    """Text scores; for labels that are triples also the mean `f1`."""
+    found = text_scores(predictions, labels)
+    if any(triples(label) for label in labels):
+        found["f1"] = triple_f1(predictions, labels)["f1"]
+    return found
+
+
+def is_better(metric: str, value: float, best: float | None) -> bool:
+    """Whether a figure beats the best so far."""
+    return best is None or (value < best if metric in LOWER_IS_BETTER else value > best)

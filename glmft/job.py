@@ -1,0 +1,58 @@
+"""What a training run works on, and one micro-batch of it: shared by the loop and its evaluations."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glmft.config import TrainConfig
+from glmft.data.collate import collate, to_device
+from glmft.data.encode import Example
+from glmft.data.sampler import Plan
+from glmft.dist import World
+from glmft.tuners.base import Tuner
+
+Batch = dict[str, Tensor]
+
+
+@dataclass
+class Job:
+    """What does not change while training.
+
+    Args:
+        base: what an adapter records of its base model.
+        lengths: tokens of each row of the training data.
+        validation: rows that are not trained on, and their lengths.
+    """
+
+    config: TrainConfig
+    ds_config: dict[str, Any]
+    world: World
+    tuner: Tuner
+    base: dict[str, Any]
+    tokenizer: Any
+    plan: Plan
+    folder: Path
+    lengths: Sequence[int]
+    validation: Sequence[Example] = ()
+    validation_lengths: Sequence[int] = ()
+
+
+def make_batch(data: Sequence[Example], rows: list[int], window: list[int], job: Job) -> Batch:
+    """A micro-batch on this rank's device. A rank left without records runs one of the window's, unsupervised."""
+    examples = [data[i] for i in rows or window[:1]]
+    return to_device(collate(examples, job.tokenizer, supervise=bool(rows)), job.world.device)
+
+
+def summed_loss(engine: Any, batch: Batch, world: World) -> Tensor:
+    """The loss of a micro-batch in nats, summed over its supervised tokens."""
+    with autocast(world):
+        return engine(**batch, num_items_in_batch=1).loss
+
+
+def autocast(world: World) -> torch.autocast:
+    """bf16 for the operations that profit, in a bf16 run; fp16 is DeepSpeed's own business."""
+    return torch.autocast(world.device.type, world.dtype, enabled=world.dtype == torch.bfloat16)
