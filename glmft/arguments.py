@@ -5,19 +5,31 @@ import dataclasses
 import difflib
 import types
 import typing
+from pathlib import Path
 from typing import Any, TypeVar
 
+from glmft.dist import env_rank
 from glmft.errors import ConfigError
+from glmft.yaml_config import yaml_arguments
 
 # Flags that users' scripts carry and that mean nothing here: accepted with one warning. Value: whether one follows.
 IGNORED_FLAGS = {
     "--do_train": False,
+    "--do_eval": False,
+    "--do_predict": False,
     "--overwrite_cache": False,
     "--dataloader_num_workers": True,
     "--remove_unused_columns": True,
     "--save_strategy": True,
+    "--eval_strategy": True,
+    "--evaluation_strategy": True,
+    "--test_path": True,
+    "--test_file": True,
     "--log_level": True,
     "--logging_strategy": True,
+}
+REFUSED_FLAGS = {
+    "--quantization_bit": "a quantised base cannot be trained on in this version; leave it out, and see docs/memory.md",
 }
 Settings = TypeVar("Settings")
 
@@ -28,17 +40,33 @@ def parse_arguments(kind: type[Settings], argv: list[str], program: str) -> Sett
     Raises:
         ConfigError: flags that are unknown (with the nearest name), repeated values or values of a wrong type.
     """
-    argv, ignored = _without_ignored(argv, kind)
     parser = _parser(kind, program)
     known = [option for action in parser._actions for option in action.option_strings]
+    argv, ignored = _without_ignored(_with_config(argv, known), kind)
     flags = [argument.split("=")[0] for argument in argv if argument.startswith("--")]
+    if refused := [f"{flag}: {REFUSED_FLAGS[flag]}" for flag in flags if flag in REFUSED_FLAGS]:
+        raise ConfigError(refused)
     unknown = [flag for flag in flags if flag not in known]
     if unknown:
         raise ConfigError(f"{flag}: no such setting{nearest(flag, known)}; see {program} --help" for flag in unknown)
     config = kind(**vars(parser.parse_args(argv)))
-    if ignored:
+    if ignored and env_rank() == 0:
         print(f"warning: {', '.join(ignored)}: without effect here", flush=True)
     return config
+
+
+def _with_config(argv: list[str], known: list[str]) -> list[str]:
+    """The flags of the file that --config names, then those given, which override them."""
+    if "--config" not in known:
+        return argv
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    parser.add_argument("--data_dir")
+    given, _ = parser.parse_known_args(argv)
+    if given.config is None:
+        return argv
+    names = {flag.removeprefix("--") for flag in [*known, *IGNORED_FLAGS, *REFUSED_FLAGS]}
+    return [*yaml_arguments(Path(given.config), names, nearest, given.data_dir), *argv]
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:

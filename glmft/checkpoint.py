@@ -88,7 +88,8 @@ def claim_output(folder: Path, overwrite: bool, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output_dir {folder}: is a file; name a new folder")
     holds_run = (folder / RUN_CONFIG).is_file()
-    if folder.is_dir() and any(folder.iterdir()) and not holds_run:
+    foreign = [p for p in folder.iterdir() if not p.name.startswith(".writing-")] if folder.is_dir() else []
+    if foreign and not holds_run:
         raise ConfigError(f"--output_dir {folder}: holds files that are no run of glmft; name a new or empty folder")
     if holds_run and not (overwrite or resume):
         raise ConfigError(
@@ -99,8 +100,8 @@ def claim_output(folder: Path, overwrite: bool, resume: bool) -> None:
         if holds_run and overwrite:
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
+        (folder / ".writing-test").touch()
+        (folder / ".writing-test").unlink()
     except OSError as error:
         raise ConfigError(f"--output_dir {folder}: cannot be written ({error.strerror}); name another folder") from None
 

@@ -8,6 +8,7 @@ from glmft.arguments import parse_arguments
 from glmft.config import InspectConfig, MergeConfig, PredictConfig, TrainConfig
 from glmft.dist import env_rank
 from glmft.errors import GlmftError
+from glmft.yaml_config import demo_arguments
 
 USAGE = f"""glmft {__version__}: fine-tune the ChatGLM family
 
@@ -20,7 +21,7 @@ glmft COMMAND --help lists the settings."""
 
 
 def train(argv: Sequence[str], program: str) -> int:
-    config = parse_arguments(TrainConfig, list(argv), program)
+    config = parse_arguments(TrainConfig, demo_arguments(list(argv)), program)
     from glmft.run import train as run
 
     run(config)

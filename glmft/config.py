@@ -45,7 +45,11 @@ class ModelSettings:
         choices=("auto", "fp32", "bf16", "fp16"),
     )
     device: str = setting("auto", "auto: an accelerator if there is one", choices=("auto", "cpu", "cuda"))
+    use_cpu: bool = setting(False, "the same as device cpu")
     attn_implementation: str = setting("sdpa", "attention backend of transformers (sdpa, eager, flash_attention_2, …)")
+
+    def __post_init__(self) -> None:
+        self.device = "cpu" if self.use_cpu else self.device
 
 
 @dataclass
@@ -191,6 +195,11 @@ class OptimizerSettings:
 class RunSettings:
     """run"""
 
+    config: str | None = setting(
+        None, "YAML file of settings by the names here; flags override it. A file of ChatGLM3's demo does as it stands"
+    )
+    data_dir: str | None = setting(None, "what the data files of such a demo file are relative to")
+
     output_dir: str | None = setting(
         None, "new folder for what is trained; none: output/ and a name after the settings"
     )
@@ -232,6 +241,7 @@ class TrainConfig(RunSettings, OptimizerSettings, TunerSettings, ValidationSetti
     """Fine-tune a ChatGLM model with DeepSpeed."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.train_type = TRAIN_TYPE_ALIASES.get(self.train_type, self.train_type)
 
     @property

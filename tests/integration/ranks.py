@@ -3,9 +3,12 @@
 import contextlib
 import multiprocessing
 import os
+import resource
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from examples.quickstart.run import free_port
 
@@ -15,23 +18,45 @@ LORA = ["--train_type", "lora", "--lora_module_name", "query_key_value,dense", "
 SECONDS = 120
 
 
-def _die_after(forward_passes: int) -> None:
-    """Let this process be killed in the middle of training: before the forward pass after so many."""
-    from glmft import engine
+@dataclass(frozen=True)
+class Harm:
+    """What befalls the ranks of a run.
 
-    done, real = 0, engine.summed_loss
+    Args:
+        die_after: forward passes after which each rank gets SIGKILL.
+        bad_gradient_at: the optimizer step, counted from 1, in which a gradient of rank 0 is no number.
+        fails: a rank, and the message of the RuntimeError that it alone raises in its second step.
+        file_bytes: the largest file that a rank can write.
+    """
 
-    def counted(*args):
-        nonlocal done
-        if done == forward_passes:
-            os.kill(os.getpid(), signal.SIGKILL)
-        done += 1
-        return real(*args)
+    die_after: int | None = None
+    bad_gradient_at: int | None = None
+    fails: tuple[int, str] | None = None
+    file_bytes: int | None = None
 
-    engine.summed_loss = counted
+    def befall(self, rank: int) -> None:
+        from glmft import engine
+
+        passes, real = 0, engine.summed_loss
+
+        def harmed(*args):
+            nonlocal passes
+            if passes == self.die_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.fails and (rank, passes) == (self.fails[0], 2):
+                raise RuntimeError(self.fails[1])
+            loss = real(*args)
+            if self.bad_gradient_at == passes and rank == 0:
+                loss.register_hook(lambda gradient: gradient * float("nan"))
+            passes += 1  # the first is that of the longest batch
+            return loss
+
+        engine.summed_loss = harmed
+        if self.file_bytes:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.file_bytes, self.file_bytes))
 
 
-def _rank(rank: int, size: int, port: int, argv: list[str], log: str, die_after: int | None) -> None:
+def _rank(rank: int, size: int, port: int, argv: list[str], log: str, harm: Harm) -> None:
     with open(log, "w", encoding="utf-8", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -43,8 +68,7 @@ def _rank(rank: int, size: int, port: int, argv: list[str], log: str, die_after:
         from glmft.cli import main
 
         torch.set_num_threads(1)
-        if die_after is not None:
-            _die_after(die_after)
+        harm.befall(rank)
         code = main(argv, command="train", program="train.py")
         with contextlib.suppress(Exception):
             torch.distributed.destroy_process_group()
@@ -53,28 +77,25 @@ def _rank(rank: int, size: int, port: int, argv: list[str], log: str, die_after:
 
 
 def start(
-    argv: list[str], size: int, folder: Path, die_after: int | None = None
+    argv: list[str],
+    size: int,
+    folder: Path,
+    harm: Harm = Harm(),
 ) -> tuple[list[multiprocessing.Process], list[str]]:
     """The ranks of a run, started, and the files that they print into."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["glmft.engine", "glmft.tuners", "glmft.run", "glmft.models.loading", "peft"])
     port = free_port()
     logs = [str(folder / f"rank{rank}.log") for rank in range(size)]
-    ranks = [
-        context.Process(target=_rank, args=(rank, size, port, argv, logs[rank], die_after)) for rank in range(size)
-    ]
+    ranks = [context.Process(target=_rank, args=(rank, size, port, argv, logs[rank], harm)) for rank in range(size)]
     for process in ranks:
         process.start()
     return ranks, logs
 
 
-def train(argv: list[str], size: int, folder: Path, die_after: int | None = None) -> tuple[list[int], str]:
-    """Exit codes of all ranks, and what they printed; `folder` takes the logs.
-
-    Args:
-        die_after: forward passes of each rank after which it gets SIGKILL.
-    """
-    ranks, logs = start(argv, size, folder, die_after)
+def train(argv: list[str], size: int, folder: Path, **harm: Any) -> tuple[list[int], str]:
+    """Exit codes of all ranks, and what they printed; `folder` takes the logs, `harm` is that of `Harm`."""
+    ranks, logs = start(argv, size, folder, Harm(**harm))
     for process in ranks:
         process.join(SECONDS)
     late = [process for process in ranks if process.is_alive()]
