@@ -65,7 +65,9 @@ def run(folder: Path, stage: int, ranks: int) -> list[dict[str, float]]:
     """`measure` on each of some ranks."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     command = [*launcher, "-m", "benchmarks.load_memory", "--folder", str(folder), "--stage", str(stage)]
-    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, env={**os.environ})
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ})
+    if done.returncode:
+        raise SystemExit(done.stderr)
     return [json.loads(line[2:]) for line in done.stdout.splitlines() if line.startswith("@ ")]
 
 

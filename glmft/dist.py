@@ -129,6 +129,18 @@ def start(device: str = "auto", dtype: str = "auto") -> World:
     )
 
 
+def give_back_freed_memory() -> None:
+    """Let the C library return every large freed block to the system at once, as far as it can be told to.
+
+    glibc raises its own threshold as blocks are freed, and then keeps as much memory as was ever in use.
+    """
+    import ctypes
+
+    threshold, fixed = -3, 1 << 17  # M_MMAP_THRESHOLD in <malloc.h>, and its initial value
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(threshold, fixed)
+
+
 def peak_memory(device: Any) -> int:
     """The most bytes that this process has held: of the accelerator's memory, or of the host's without one."""
     if device.type == "cuda":

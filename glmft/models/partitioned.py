@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glmft.dist import World, gather_objects, same_fate
+from glmft.dist import World, gather_objects, give_back_freed_memory, same_fate
 from glmft.errors import CheckpointError
 from glmft.models.loading import MODELS, limited, open_weights, weight_files
 
@@ -39,6 +39,7 @@ def load_partitioned(
     import deepspeed
     from accelerate import init_empty_weights
 
+    give_back_freed_memory()
     with init_empty_weights(include_buffers=False):
         model = MODELS[config.family][1]._from_config(config, attn_implementation=attn_implementation)
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
