@@ -25,6 +25,10 @@ IGNORED_FLAGS = {
     "--evaluation_strategy": True,
     "--test_path": True,
     "--test_file": True,
+    "--validation_file": True,
+    "--pre_seq_len": True,
+    "--predict_with_generate": False,
+    "--overwrite_output_dir": False,
     "--log_level": True,
     "--logging_strategy": True,
 }
@@ -75,7 +79,7 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
 
 
 def _without_ignored(argv: list[str], kind: type) -> tuple[list[str], list[str]]:
-    own = {f"--{f.name}" for f in dataclasses.fields(kind)}
+    own = {name for f in dataclasses.fields(kind) for name in (f"--{f.name}", *f.metadata["aliases"])}
     kept, ignored, position = [], [], 0
     while position < len(argv):
         flag, _, value = argv[position].partition("=")

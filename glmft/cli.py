@@ -8,6 +8,7 @@ from glmft.arguments import parse_arguments
 from glmft.config import InspectConfig, MergeConfig, PredictConfig, TrainConfig
 from glmft.dist import env_rank
 from glmft.errors import GlmftError
+from glmft.metrics import TEXT_SCORES
 from glmft.yaml_config import demo_arguments
 
 USAGE = f"""glmft {__version__}: fine-tune the ChatGLM family
@@ -35,6 +36,7 @@ def predict(argv: Sequence[str], program: str) -> int:
     results = run(config)
     if "triple" in results:
         print("triple precision {precision:.4f} recall {recall:.4f} F1 {f1:.4f}".format(**results["triple"]))
+    print(", ".join(f"{name} {results[f'predict_{name}']:.4f}" for name in TEXT_SCORES))
     print(f"{results['records']} answers in {results['folder']}/generated_predictions.txt")
     return 0
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+TEXT_SCORES = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
+
 
 def triples(text: str) -> set[str]:
     """The lines of a text that have exactly three parts between underscores."""
@@ -38,10 +40,9 @@ def text_score(prediction: str, label: str) -> dict[str, float]:
 
     jieba.setLogLevel("ERROR")
     words = [" ".join(jieba.cut(text)) for text in (prediction, label)]
-    found = dict.fromkeys(("rouge-1", "rouge-2", "rouge-l"), 0.0)
+    found = dict.fromkeys(TEXT_SCORES, 0.0)
     if all(text.split() for text in words):
-        found = {name: score["f"] for name, score in Rouge().get_scores(*words)[0].items()}
-    found["bleu-4"] = 0.0
+        found |= {name: score["f"] for name, score in Rouge().get_scores(*words)[0].items()}
     if prediction and label:
         smoothing = SmoothingFunction().method3
         found["bleu-4"] = sentence_bleu([list(label)], list(prediction), smoothing_function=smoothing)

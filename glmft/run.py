@@ -252,7 +252,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     """Answer every record of a file; write generated_predictions.txt and predict_results.json; return the results."""
     from glmft.data.load import lengths_of, read_all
     from glmft.generation import answer
-    from glmft.metrics import triple_f1, triples
+    from glmft.metrics import text_scores, triple_f1, triples
 
     test_path = config.test_path or str(settings.shipped(f"{settings.EMBEDDED}/test.json"))
     problems = length_problems(config)
@@ -290,6 +290,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     labels = [record.answer for record in records]
     rows = [{"labels": label, "predict": text} for label, text in zip(labels, answers, strict=True)]
     results: dict[str, Any] = {"records": len(records)}
+    results |= {f"predict_{name}": round(value, 4) for name, value in text_scores(answers, labels).items()}
     if any(triples(label) for label in labels):
         results["triple"] = triple_f1(answers, labels)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
