@@ -1,6 +1,6 @@
 """Write train.json and dev.json: made-up clothes in the form of the ADGEN data, `content` and `summary`.
 
-    python -m examples.adgen.make_sample
+python -m examples.adgen.make_sample
 """
 
 import json
