@@ -82,23 +82,28 @@ def torch_dtype(dtype: str) -> Any:
     return getattr(torch, DTYPES[dtype])
 
 
-def choose_dtype(dtype: str, device: Any) -> Any:
-    """`auto`: bf16 where the accelerator has it, fp32 on a CPU."""
+def choose_dtype(dtype: str, device: Any, preferred: str | None = None) -> Any:
+    """`auto`: what is preferred if the device has it, else bf16 where the accelerator has it, fp32 on a CPU."""
     import torch
 
     if dtype == "auto":
-        dtype = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        on_gpu = device.type == "cuda"
+        has = {"fp16": on_gpu, "bf16": not on_gpu or torch.cuda.is_bf16_supported(), None: False}
+        dtype = preferred if has[preferred] else "bf16" if on_gpu and has["bf16"] else "fp32"
     return torch_dtype(dtype)
 
 
-def start(device: str = "auto", dtype: str = "auto") -> World:
+def start(device: str = "auto", dtype: str = "auto", preferred: str | None = None) -> World:
     """Join the other ranks; without a launcher, be a world of one, which needs no port.
+
+    Args:
+        preferred: the number format that `auto` takes if the device has it.
 
     Raises:
         ConfigError: a device that is not there, or fp16 on a CPU.
     """
     chosen = choose_device(device)
-    number_format = choose_dtype(dtype, chosen)
+    number_format = choose_dtype(dtype, chosen, preferred)
     if dtype == "fp16" and chosen.type == "cpu":
         raise ConfigError("--dtype fp16: DeepSpeed has no fp16 on a CPU; use bf16 or fp32")
     if chosen.type == "cpu":

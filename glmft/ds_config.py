@@ -1,8 +1,9 @@
 """One DeepSpeed configuration out of our flags and the file that a user brings.
 
 Who owns what: batch sizes, optimizer and schedule come from the flags; stage, offload and buckets from the file;
-clipping from the flag, else the file, else 1.0; the number format from --dtype. What a file says otherwise is
-overridden with one line that names both values. "auto" is filled in here; an unknown key is an error.
+clipping from the flag, else the file, else 1.0; the number format from --dtype, else the file where the device has it.
+What a file says otherwise is overridden with one line that names both values. "auto" is filled in here; an unknown key
+is an error.
 """
 
 import difflib
@@ -73,12 +74,15 @@ def resolve(path: Path, config: TrainConfig, world_size: int, dtype: str) -> tup
             said.append(f"{path.name}: gradient_clipping {clipping} -> {config.max_grad_norm} (--max_grad_norm)")
         clipping = config.max_grad_norm
     ours["gradient_clipping"] = 1.0 if clipping == "auto" else clipping
-    said += _precision_lines(path, given, dtype)
+    said += _precision_lines(path, given, dtype, config.dtype)
     if dtype == "fp16":
         scaling = given.get("fp16") if isinstance(given.get("fp16"), dict) else {}
         ours["fp16"] = {**_without_auto(scaling), "enabled": True}
     rest = {key: value for key, value in given.items() if key not in _OURS}
     rest["zero_optimization"] = _zero(path, rest.get("zero_optimization", {}))
+    if dtype == "fp16" and rest["zero_optimization"].get("stage", 0) == 0:
+        rest["zero_optimization"]["stage"] = 1
+        said.append(f"{path.name}: ZeRO stage 0 -> 1 (a checkpoint in fp16 needs the stage's own copy of the weights)")
     fixed = {"steps_per_print": 10**9, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
     return {**_without_auto(rest), **ours, **fixed}, said
 
@@ -88,14 +92,23 @@ def _nearest(key: str) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _precision_lines(path: Path, given: dict[str, Any], dtype: str) -> list[str]:
-    asked = [
+def asked_precision(path: Path) -> str | None:
+    """fp16 or bf16, if a DeepSpeed file enables it."""
+    return next(iter(_asked(read_json(path))), None)
+
+
+def _asked(given: dict[str, Any]) -> list[str]:
+    return [
         name
         for name, keys in (("fp16", ("fp16",)), ("bf16", ("bf16", "bfloat16")))
         for key in keys
         if isinstance(given.get(key), dict) and given[key].get("enabled") is True
     ]
-    return [f"{path.name}: {name} -> {dtype} (--dtype decides)" for name in asked if name != dtype]
+
+
+def _precision_lines(path: Path, given: dict[str, Any], dtype: str, flag: str) -> list[str]:
+    why = "DeepSpeed does not have it on this device" if flag == "auto" else "--dtype decides"
+    return [f"{path.name}: {name} -> {dtype} ({why})" for name in _asked(given) if name != dtype]
 
 
 def _zero(path: Path, zero: Any) -> dict[str, Any]:

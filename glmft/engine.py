@@ -92,7 +92,7 @@ def train(model: nn.Module, data: Sequence[Example], job: Job, resume_from: Path
             rate = learning_rate(step, state.total_steps, config)
             set_learning_rate(optimizer, rate)
             done = train_step(engine, micro_batches, targets, job)
-            if problem := step_problem(done, state, config):
+            if problem := step_problem(done, state, config, scales="fp16" in job.ds_config):
                 raise bad_batch(problem, step + 1, data, window, shares, done.losses, job)
             state.step = step + 1
             state.add(done.loss, int(targets), tokens=sum(job.lengths[i] for i in window))
@@ -152,12 +152,12 @@ def train_step(engine: Any, micro_batches: list[Batch], targets: float, job: Job
     return Step(numbers, total, norm, stepped and engine.was_step_applied())
 
 
-def step_problem(done: Step, state: TrainerState, config: TrainConfig) -> str | None:
-    """Why the run must stop after this step; the loss scaler of fp16 may skip some steps in a row."""
+def step_problem(done: Step, state: TrainerState, config: TrainConfig, scales: bool) -> str | None:
+    """Why the run must stop after this step; the loss scaler, if there is one, may skip some steps in a row."""
     if not math.isfinite(done.loss):
         return f"the loss is {done.loss}"
     state.skipped = 0 if done.applied else state.skipped + 1
-    if state.skipped > (config.max_skipped_steps if config.dtype == "fp16" else 0):
+    if state.skipped > (config.max_skipped_steps if scales else 0):
         times = f" for {state.skipped} steps" if state.skipped > 1 else ""
         return f"the gradient is not finite{times}"
     return None
@@ -278,7 +278,7 @@ def finish(engine: Any, state: TrainerState, tracker: Tracker, job: Job) -> Trai
         best=state.best,
         best_step=state.best_step,
     )
-    write = functools.partial(write_result, engine, trained, result, job)
+    write = functools.partial(write_result, engine, trained, result, state.total_steps, job)
     saved.publish(job.folder, job.world, write)
     tracker.close()
     for line in summary(result, job):
@@ -286,11 +286,13 @@ def finish(engine: Any, state: TrainerState, tracker: Tracker, job: Job) -> Trai
     return result
 
 
-def write_result(engine: Any, trained: dict[str, Tensor], result: TrainResult, job: Job, folder: Path) -> None:
+def write_result(
+    engine: Any, trained: dict[str, Tensor], result: TrainResult, total_steps: int, job: Job, folder: Path
+) -> None:
     write_trained(engine, trained, job, folder)
     figures = {"train_results.json": asdict(result), "trainer_state.json": {"global_step": result.steps}}
     figures["trainer_state.json"] |= {
-        "max_steps": result.steps,
+        "max_steps": total_steps,
         "best_metric": result.best,
         "best_model_checkpoint": None if result.best is None else str(job.folder / f"checkpoint-{result.best_step}"),
         "log_history": read_metrics(job.folder / METRICS),

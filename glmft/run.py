@@ -13,6 +13,7 @@ from glmft import config as settings
 from glmft import dist
 from glmft.checks import check, length_problems
 from glmft.config import InspectConfig, LearningSettings, PredictConfig, TrainConfig
+from glmft.ds_config import asked_precision
 from glmft.errors import ConfigError
 from glmft.loading import load, locate
 from glmft.sources import Source, find_sources
@@ -43,7 +44,7 @@ def train(config: TrainConfig) -> "TrainResult":
     problems = check(config)
     if problems:
         raise ConfigError(problems)
-    world = dist.start(config.device, config.dtype)
+    world = dist.start(config.device, config.dtype, asked_precision(settings.find_ds_file(config.ds_file)))
     if not config.verbose:
         quiet()
 

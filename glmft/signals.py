@@ -28,6 +28,8 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.reason and self.launchers:  # on its way out: a launcher's second signal must not change the exit code
+            return
         for number, handler in self.before.items():
             signal.signal(number, handler)
 

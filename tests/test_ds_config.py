@@ -77,7 +77,7 @@ def test_a_file_of_autos_is_filled_in_silently(tmp_path):
 def test_the_number_format_is_that_of_the_run(tmp_path):
     config, said = resolved(CHATGLM_FINETUNING, tmp_path)
     assert "fp16" not in config
-    assert "ds.json: fp16 -> fp32 (--dtype decides)" in said
+    assert "ds.json: fp16 -> fp32 (DeepSpeed does not have it on this device)" in said
     config, said = resolved(CHATGLM_FINETUNING, tmp_path, dtype="fp16")
     assert config["fp16"] == {"enabled": True, "loss_scale": 0, "loss_scale_window": 100}
     assert not any("decides" in line for line in said)

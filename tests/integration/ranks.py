@@ -27,12 +27,14 @@ class Harm:
         bad_gradient_at: the optimizer step, counted from 1, in which a gradient of rank 0 is no number.
         fails: a rank, and the message of the RuntimeError that it alone raises in its second step.
         file_bytes: the largest file that a rank can write.
+        address_bytes: the largest address space that a rank can have.
     """
 
     die_after: int | None = None
     bad_gradient_at: int | None = None
     fails: tuple[int, str] | None = None
     file_bytes: int | None = None
+    address_bytes: int | None = None
 
     def befall(self, rank: int) -> None:
         from glmft import engine
@@ -52,8 +54,9 @@ class Harm:
             return loss
 
         engine.summed_loss = harmed
-        if self.file_bytes:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (self.file_bytes, self.file_bytes))
+        for kind, limit in ((resource.RLIMIT_FSIZE, self.file_bytes), (resource.RLIMIT_AS, self.address_bytes)):
+            if limit:
+                resource.setrlimit(kind, (limit, limit))
 
 
 def _rank(rank: int, size: int, port: int, argv: list[str], log: str, harm: Harm) -> None:

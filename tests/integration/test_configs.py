@@ -1,0 +1,102 @@
+"""Files of settings, as users start runs with them."""
+
+import json
+import shutil
+
+import pytest
+from ranks import ROOT, train
+
+import glmft
+
+CONFIGS = ROOT / "examples" / "configs"
+SMALL = ["--max_steps", "2", "--max_len", "300", "--max_src_len", "200", "--num_train_epochs", "1"]
+
+
+@pytest.mark.parametrize("family", ["glm", "glm2", "glm3"])
+@pytest.mark.parametrize("name", ["lora", "ptuning", "freeze", "prompt", "full"])
+def test_every_ready_file_trains_every_family(name, family, official_folders, uneven, tmp_path):
+    flags = ["--config", str(CONFIGS / f"{name}.yaml"), "--train_path", str(uneven), *SMALL]
+    flags += ["--model_name_or_path", str(official_folders[family]), "--output_dir", str(tmp_path / "out")]
+    codes, printed = train(flags, 1, tmp_path)
+    assert codes == [0], printed
+    written = json.loads((tmp_path / "out" / "train_config.json").read_text())
+    assert written["train_type"] == name
+    assert glmft.load(tmp_path / "out")[0] is not None
+
+
+@pytest.mark.parametrize("name", ["adgen_ptuning", "adgen_ptuning_8", "adgen_lora"])
+def test_the_published_recipes_of_adgen_run_on_the_shipped_sample(name, official_folders, tmp_path):
+    sample = ROOT / "examples" / "adgen"
+    flags = ["--config", str(CONFIGS / f"{name}.yaml"), "--model_name_or_path", str(official_folders["glm2"])]
+    flags += ["--train_path", str(sample / "train.json"), "--val_path", str(sample / "dev.json"), "--max_steps", "2"]
+    codes, printed = train([*flags, "--output_dir", str(tmp_path / "out")], 1, tmp_path)
+    assert codes == [0], printed
+    assert (tmp_path / "out" / "checkpoint-2").is_dir()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("reference_*.yaml")), ids=lambda p: p.stem)
+def test_the_reference_projects_recipes_run(path, official_folders, uneven, tmp_path):
+    flags = ["--config", str(path), "--train_path", str(uneven), "--max_steps", "2"]
+    flags += ["--model_name_or_path", str(official_folders["glm2"]), "--output_dir", str(tmp_path / "out")]
+    if "freeze" in path.stem:  # the test's model has three layers
+        flags += ["--freeze_module_name", "layers.2."]
+    codes, printed = train(flags, 1, tmp_path)
+    assert codes == [0], printed
+
+
+DEMO = """
+data_config:
+  train_file: train.json
+  val_file: dev.json
+  test_file: dev.json
+  num_proc: 1
+max_input_length: 256
+max_output_length: 512
+training_args:
+  output_dir: {out}
+  max_steps: 4
+  learning_rate: 5e-5
+  per_device_train_batch_size: 4
+  dataloader_num_workers: 16
+  remove_unused_columns: false
+  save_strategy: steps
+  save_steps: 2
+  log_level: info
+  logging_strategy: steps
+  logging_steps: 1
+  per_device_eval_batch_size: 16
+  evaluation_strategy: steps
+  eval_steps: 2
+  predict_with_generate: true
+  generation_config:
+    max_new_tokens: 8
+  use_cpu: true
+{peft}"""
+PEFT = {
+    "lora": "peft_config:\n  peft_type: LORA\n  task_type: CAUSAL_LM\n  r: 8\n  lora_alpha: 32\n  lora_dropout: 0.1\n",
+    "ptuning_v2": "peft_config:\n  peft_type: PREFIX_TUNING\n  task_type: CAUSAL_LM\n  num_virtual_tokens: 16\n",
+    "sft": "  deepspeed: ds_zero_3.json\n",
+}
+
+
+@pytest.mark.parametrize("name", PEFT)
+def test_the_chatglm3_demos_positional_form_trains_and_resumes(name, official_folders, tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    talk = [{"role": "user", "content": "云川"}, {"role": "assistant", "content": "岭溪泉"}]
+    (data / "train.json").write_text(json.dumps([{"conversations": talk}] * 9, ensure_ascii=False), encoding="utf-8")
+    shutil.copy(data / "train.json", data / "dev.json")
+    text = DEMO.format(out=out, peft=PEFT[name])
+    (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
+    words = [str(data), str(official_folders["glm3"]), str(tmp_path / f"{name}.yaml")]
+    codes, printed = train(words, 2, tmp_path)
+    assert codes == [0, 0], printed
+    assert sorted(p.name for p in out.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    assert "rouge-l" in printed
+    codes, printed = train([*words, "2"], 2, tmp_path)
+    assert codes == [0, 0], printed
+    assert "step 2/4" not in printed
+    assert "step 3/4" in printed
+    codes, printed = train([*words, "yes"], 2, tmp_path)
+    assert codes == [0, 0], printed
+    assert "step 4/4" not in printed
