@@ -100,3 +100,81 @@ def test_the_chatglm3_demos_positional_form_trains_and_resumes(name, official_fo
     codes, printed = train([*words, "yes"], 2, tmp_path)
     assert codes == [0, 0], printed
     assert "step 4/4" not in printed
+
+
+# The five files of the two reference projects that use DeepSpeed, by the keys that they hold.
+BUCKETS = {
+    "allgather_partitions": True,
+    "allgather_bucket_size": 2e8,
+    "reduce_scatter": True,
+    "reduce_bucket_size": 2e8,
+}
+OVERLAP = {"overlap_comm": True, "contiguous_gradients": True}
+STAGE_3 = {
+    "stage": 3,
+    **OVERLAP,
+    "sub_group_size": 1e9,
+    "reduce_bucket_size": "auto",
+    "stage3_prefetch_bucket_size": "auto",
+    "stage3_param_persistence_threshold": "auto",
+    "stage3_max_live_parameters": 1e9,
+    "stage3_max_reuse_distance": 1e9,
+    "stage3_gather_16bit_weights_on_model_save": True,
+}
+AUTO, CPU = {"device": "auto"}, {"device": "cpu", "pin_memory": True}
+CHATGLM_FINETUNING = {
+    "train_batch_size": 32,
+    "train_micro_batch_size_per_gpu": 4,
+    "steps_per_print": 1,
+    "fp16": {"enabled": True, "loss_scale": 0, "loss_scale_window": 100},
+    "bf16": False,
+    "gradient_clipping": 1.0,
+    "scheduler": {
+        "type": "WarmupDecayLR",
+        "params": {"total_num_steps": "auto", "warmup_num_steps": "auto", "warmup_type": "cosine"},
+    },
+    "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}},
+}
+FINETUNE_DEMO = {
+    "fp16": {"enabled": "auto", "loss_scale": 0, "loss_scale_window": 1000, "initial_scale_power": 16},
+    "bf16": {"enabled": "auto"},
+    "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}},
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "steps_per_print": 2000,
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "wall_clock_breakdown": False,
+}
+BROUGHT = {
+    "ds_zero2_no_offload": CHATGLM_FINETUNING
+    | {"zero_optimization": {"stage": 2, **BUCKETS, **OVERLAP, "offload_param": AUTO, "offload_optimizer": AUTO}},
+    "ds_zero3_no_offload": CHATGLM_FINETUNING
+    | {"zero_optimization": {**STAGE_3, "offload_param": AUTO, "offload_optimizer": AUTO}},
+    "ds_zero3_offload": CHATGLM_FINETUNING
+    | {"zero_optimization": {**STAGE_3, "offload_param": CPU, "offload_optimizer": CPU}},
+    "ds_zero_2": FINETUNE_DEMO | {"zero_optimization": {"stage": 2, **BUCKETS, **OVERLAP}},
+    "ds_zero_3": FINETUNE_DEMO | {"zero_optimization": STAGE_3},
+}
+
+
+@pytest.mark.parametrize("name", BROUGHT)
+def test_deepspeed_files_that_users_bring_train_as_they_stand(name, uneven, tmp_path):
+    """The flags' learning rate, batches and clipping count, whatever the file says: all give the same losses."""
+    path, out = tmp_path / f"{name}.json", tmp_path / "out"
+    path.write_text(json.dumps(BROUGHT[name]), encoding="utf-8")
+    flags = ["--train_path", str(uneven), "--max_len", "512", "--per_device_train_batch_size", "2", "--max_steps", "3"]
+    flags += ["--lora_dropout", "0", "--show_loss_step", "1"]
+    codes, printed = train([*flags, "--ds_file", str(path), "--output_dir", str(out)], 2, tmp_path)
+    assert codes == [0, 0], printed
+    codes, plain = train([*flags, "--ds_file", "ds_zero0.json", "--output_dir", str(tmp_path / "plain")], 2, tmp_path)
+    assert codes == [0, 0], plain
+    own, other = (
+        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (out, tmp_path / "plain")
+    )
+    assert own == pytest.approx(other, rel=1e-5)
+    if BROUGHT[name]["fp16"]["enabled"] is True:
+        assert f"{name}.json: fp16 -> fp32 (DeepSpeed does not have it on this device)" in printed
+        assert f"{name}.json: train_batch_size 32 -> 4 (from the flags)" in printed
+    assert f"{name}.json: optimizer is left out: the flags own it" in printed
