@@ -33,7 +33,7 @@ IGNORED_FLAGS = {
     "--logging_strategy": True,
 }
 REFUSED_FLAGS = {
-    "--quantization_bit": "a quantised base cannot be trained on in this version; leave it out, and see docs/memory.md",
+    "--quantization_bit": "a quantised base cannot be trained on in this version; leave the flag out",
 }
 Settings = TypeVar("Settings")
 
@@ -117,6 +117,8 @@ def _add_flag(group: Any, f: dataclasses.Field, hint: Any) -> None:
     also = f"; also {', '.join(aliases)}" if aliases else ""
     text = f"{f.metadata['help']} (default: {shown}{also})".replace("%", "%%")
     options: dict[str, Any] = {"dest": f.name, "default": f.default, "help": text, "choices": f.metadata["choices"]}
+    if f.metadata["bare"] is not None:
+        options.update(nargs="?", const=f.metadata["bare"])
     if types_[0] is bool:
         options.update(type=_boolean, nargs="?", const=True, metavar="True|False", choices=None)
     else:

@@ -24,7 +24,7 @@ def check(config: TrainConfig) -> list[str]:
         )
     problems += length_problems(config)
     if config.resume is not None and config.resume != "yes" and not config.resume.isdigit():
-        problems.append(f"--resume {config.resume}: is neither yes nor the step of a checkpoint")
+        problems.append(f"--resume {config.resume}: is neither yes nor the step of a checkpoint in --output_dir")
     if config.resume is not None and config.overwrite_output_dir:
         problems.append("--resume and --overwrite_output_dir exclude each other; give one")
     problems += _validation_problems(config)

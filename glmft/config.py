@@ -21,9 +21,16 @@ EMBEDDED = "examples/quickstart"
 DS_ALIASES = {"ds_zero_2.json": "ds_zero2_no_offload.json", "ds_zero_3.json": "ds_zero3_no_offload.json"}
 
 
-def setting(default: Any, help: str, aliases: tuple[str, ...] = (), choices: tuple | None = None) -> Any:
-    """A dataclass field that is a flag; `aliases` are other names of it that users bring along."""
-    return field(default=default, metadata={"help": help, "aliases": aliases, "choices": choices})
+def setting(
+    default: Any, help: str, aliases: tuple[str, ...] = (), choices: tuple | None = None, bare: Any = None
+) -> Any:
+    """A dataclass field that is a flag.
+
+    Args:
+        aliases: other names of it that users bring along.
+        bare: the value of the flag without one.
+    """
+    return field(default=default, metadata={"help": help, "aliases": aliases, "choices": choices, "bare": bare})
 
 
 @dataclass
@@ -205,7 +212,10 @@ class RunSettings:
     )
     overwrite_output_dir: bool = setting(False, "delete the run that output_dir holds and start anew")
     resume: str | None = setting(
-        None, "go on from a checkpoint in output_dir: its step, or yes for the newest", ("--resume_from_checkpoint",)
+        None,
+        "go on from a checkpoint in output_dir: its step, or yes (or nothing) for the newest",
+        ("--resume_from_checkpoint",),
+        bare="yes",
     )
     seed: int = setting(1234, "random seed of data order, initial values and dropout")
     show_loss_step: int = setting(10, "optimizer steps between two log lines", ("--logging_steps",))
@@ -242,6 +252,7 @@ class TrainConfig(RunSettings, OptimizerSettings, TunerSettings, ValidationSetti
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.resume = resume_point(self.resume, self.output_dir)
         self.train_type = TRAIN_TYPE_ALIASES.get(self.train_type, self.train_type)
 
     @property
@@ -301,6 +312,17 @@ class MergeConfig:
     mode: str | None = setting(None, "model family; read from the folder where it tells", choices=FAMILIES)
     output_dir: str | None = setting(None, "new folder for the merged model; none: merged/ in model_dir")
     max_shard_size: str = setting("2GB", "largest weight file")
+
+
+def resume_point(given: str | None, output_dir: str | None) -> str | None:
+    """`yes` or a step, where users also write True, latest, or the path of a checkpoint in `output_dir`."""
+    if given is None or given.lower() in ("no", "false"):
+        return None
+    if given.lower() in ("yes", "true", "latest"):
+        return "yes"
+    step = re.fullmatch(r"checkpoint-(\d+)", Path(given).name)
+    inside = Path(given).parent in (Path(), Path(output_dir or ""))
+    return step[1] if step and inside else given
 
 
 def split_names(text: str) -> list[str]:

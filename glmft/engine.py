@@ -5,6 +5,7 @@ ranks, sum the loss of every micro-batch over that count, step, log, evaluate, s
 tokens of the whole step, so it does not depend on how the records were split.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -76,14 +77,16 @@ def train(model: nn.Module, data: Sequence[Example], job: Job, resume_from: Path
     optimizer = make_optimizer(model, config, job.tuner.learning_rate_ratio)
     engine, optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=job.ds_config)
     tracker = Tracker(job.folder, world, state.step, state.total_steps, config.report_names, asdict(config))
-    if config.longest_batch_first and state.step < state.total_steps:
+    if config.longest_batch_first and not is_over(state, config):
         tracker.say(try_longest_batch(engine, optimizer, data, job))
     if resume_from:
         restore(engine, resume_from, state, job)
 
     engine.train()
-    with StopSignals(world) as stop:
+    with StopSignals(world) as stop, contextlib.closing(tracker):
         for step, window in plan.windows(state.step, state.total_steps):
+            if is_over(state, config):
+                break
             shares = plan.micro_batches(window, world.rank)
             micro_batches = [make_batch(data, rows, window, job) for rows in shares]
             targets, stops = sum_over_ranks(world, count_targets(micro_batches), stop.noted)
@@ -103,11 +106,8 @@ def train(model: nn.Module, data: Sequence[Example], job: Job, resume_from: Path
             if job.validation and is_eval_step(state, plan, config) and (figures := evaluate(engine, job, stop)):
                 tracker.log_evaluation(state.step, figures)
                 note_best(state, figures, config)
-            last = state.step == state.total_steps or is_out_of_patience(state, config)
-            if last or is_save_step(state, plan, config):
+            if is_save_step(state, plan, config):
                 save_checkpoint(engine, state, tracker, job)
-            if last:
-                break
         return finish(engine, state, tracker, job)
 
 
@@ -175,9 +175,9 @@ def grad_norm(engine: Any, done: Step) -> float | None:
 
 
 def is_save_step(state: TrainerState, plan: Plan, config: TrainConfig) -> bool:
-    """Every `save_model_step`, else at each epoch's end; and when the watched metric was never better."""
+    """Every `save_model_step`, else at each epoch's end; when the watched metric was never better; and at the end."""
     regular = state.step % (config.save_model_step or plan.steps_per_epoch) == 0
-    return regular or (config.save_best is not None and state.best_step == state.step)
+    return regular or is_over(state, config) or (config.save_best is not None and state.best_step == state.step)
 
 
 def is_eval_step(state: TrainerState, plan: Plan, config: TrainConfig) -> bool:
@@ -194,8 +194,10 @@ def note_best(state: TrainerState, figures: dict[str, float], config: TrainConfi
         state.waited += 1
 
 
-def is_out_of_patience(state: TrainerState, config: TrainConfig) -> bool:
-    return config.early_stopping_patience is not None and state.waited >= config.early_stopping_patience
+def is_over(state: TrainerState, config: TrainConfig) -> bool:
+    """Whether all steps are done, or patience with the watched metric is at its end."""
+    patience = config.early_stopping_patience
+    return state.step >= state.total_steps or (patience is not None and state.waited >= patience)
 
 
 def try_longest_batch(engine: Any, optimizer: Any, data: Sequence[Example], job: Job) -> str:
@@ -255,7 +257,6 @@ def stop_here(engine: Any, state: TrainerState, stop: StopSignals, tracker: Trac
     """Save, if the last step is not saved yet, and end the run. Collective. Raises Stopped."""
     if state.step not in (0, state.saved_step):
         save_checkpoint(engine, state, tracker, job)
-    tracker.close()
     kept = f"checkpoint-{state.step} is saved; go on with --resume yes" if state.step else "nothing was trained yet"
     error = Stopped(f"by {stop.reason or 'a signal to another rank'} after step {state.step}: {kept}")
     error.agreed = True
@@ -266,6 +267,8 @@ def stop_here(engine: Any, state: TrainerState, stop: StopSignals, tracker: Trac
 def finish(engine: Any, state: TrainerState, tracker: Tracker, job: Job) -> TrainResult:
     """Save what was trained, and the run's figures, into the output folder itself. Collective."""
     trained = job.tuner.state(engine.module)
+    if state.open_supervised:  # the run ended between two log lines
+        state.take()
     result = TrainResult(
         output_dir=str(job.folder),
         steps=state.step,
@@ -280,7 +283,6 @@ def finish(engine: Any, state: TrainerState, tracker: Tracker, job: Job) -> Trai
     )
     write = functools.partial(write_result, engine, trained, result, state.total_steps, job)
     saved.publish(job.folder, job.world, write)
-    tracker.close()
     for line in summary(result, job):
         tracker.say(line)
     return result

@@ -57,6 +57,7 @@ class Tracker:
         self.started = self.mark = self.plotted = time.monotonic()
         self.first = self.marked_step = step
         self.warned = False
+        self.board: Any = None
         self.writers: list[Any] = []
         self.bar = tqdm(total=total, initial=step, unit="step", disable=not (self.active and sys.stderr.isatty()))
         if self.active:
@@ -112,7 +113,7 @@ class Tracker:
         step = figures["step"]
         numbers = {k: v for k, v in figures.items() if k != "step" and v is not None}
         with self.surviving():
-            for name, value in numbers.items():
+            for name, value in numbers.items() if self.board else ():
                 self.board.add_scalar(name, value, step)
         for writer in self.writers:
             writer.log(numbers, step)
@@ -167,7 +168,8 @@ class Tracker:
         if self.active:
             self.plot()
             with self.surviving():
-                self.board.close()
+                if self.board:
+                    self.board.close()
             for writer in self.writers:
                 writer.finish()
         self.bar.close()

@@ -59,6 +59,25 @@ def test_booleans_are_real_booleans(flags, value):
     assert parse(*flags).prefix_projection is value
 
 
+@pytest.mark.parametrize(
+    ("flags", "value"),
+    [
+        ([], None),
+        (["--resume"], "yes"),
+        (["--resume", "--seed", "3"], "yes"),
+        (["--resume", "latest"], "yes"),
+        (["--resume_from_checkpoint", "True"], "yes"),
+        (["--resume_from_checkpoint", "False"], None),
+        (["--resume", "600"], "600"),
+        (["--resume", "checkpoint-600"], "600"),
+        (["--resume", "out/a/checkpoint-600/", "--output_dir", "out/a"], "600"),
+        (["--resume", "other/checkpoint-600", "--output_dir", "out/a"], "other/checkpoint-600"),
+    ],
+)
+def test_where_to_go_on_is_the_newest_or_a_step(flags, value):
+    assert parse(*flags).resume == value
+
+
 def test_a_boolean_that_is_none_is_an_error():
     with pytest.raises(ConfigError, match="'maybe' is neither True nor False"):
         parse("--is_skip", "maybe")

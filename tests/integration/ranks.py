@@ -10,12 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from examples.quickstart.run import free_port
 
+SLOW = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "examples" / "quickstart" / "base"
 LORA = ["--train_type", "lora", "--lora_module_name", "query_key_value,dense", "--lora_dim", "4", "--lora_dropout", "0"]
 SECONDS = 120
+# What a run imports, DeepSpeed's check of optimizers (which takes two seconds) included.
+PRELOADED = [
+    *("glmft.engine", "glmft.tuners", "glmft.run", "glmft.models.partitioned", "glmft.planning", "glmft.data.show"),
+    *("peft", "datasets", "accelerate.tracking", "torch.utils.tensorboard", "deepspeed.runtime.zero.utils"),
+    *("deepspeed.runtime.zero.muon.original_muon", "matplotlib.figure", "matplotlib.backends.backend_agg"),
+    *("jieba", "nltk.translate.bleu_score", "rouge_chinese", "torch.distributed.tensor", "torch._inductor"),
+]
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,7 @@ def start(
 ) -> tuple[list[multiprocessing.Process], list[str]]:
     """The ranks of a run, started, and the files that they print into."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["glmft.engine", "glmft.tuners", "glmft.run", "glmft.models.loading", "peft"])
+    context.set_forkserver_preload(PRELOADED)
     port = free_port()
     logs = [str(folder / f"rank{rank}.log") for rank in range(size)]
     ranks = [context.Process(target=_rank, args=(rank, size, port, argv, logs[rank], harm)) for rank in range(size)]

@@ -45,7 +45,7 @@ CASES = {
     "DeepSpeed file": (["--ds_file", "ds_zero9.json"], "ds_zero2_no_offload.json"),
     "family": (["--mode", "glm3"], "holds a glm2 model"),
     "fp16 on a CPU": (["--dtype", "fp16", "--device", "cpu"], "no fp16 on a CPU"),
-    "resume": (["--resume", "latest"], "neither yes nor the step"),
+    "resume": (["--resume", "sometime"], "neither yes nor the step"),
     "output below a file": (["--output_dir", f"{BASE}/config.json/out"], "cannot be written"),
 }
 

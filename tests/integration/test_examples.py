@@ -13,6 +13,7 @@ from ranks import BASE, ROOT
 
 BIN = Path(sys.executable).parent
 READMES = ["README.md", "README_zh.md"]
+TWINS = [READMES, ["docs/distributed.md", "docs/distributed_zh.md"]]
 
 
 def blocks(readme: str, language: str) -> list[str]:
@@ -25,24 +26,28 @@ def commands(readme: str) -> list[str]:
     return [line.split("  #")[0].strip() for line in lines if line.strip()]
 
 
-@pytest.mark.parametrize("language", ["sh", "python", "json"])
-def test_both_languages_show_the_same_code(language):
-    assert blocks(READMES[0], language) == blocks(READMES[1], language)
+@pytest.mark.parametrize("language", ["sh", "python", "json", "text"])
+@pytest.mark.parametrize(("english", "chinese"), TWINS)
+def test_both_languages_show_the_same_code(english, chinese, language):
+    assert blocks(english, language) == blocks(chinese, language)
 
 
-def test_both_languages_have_the_same_outline():
-    outlines = [re.findall(r"^#+ ", (ROOT / readme).read_text(encoding="utf-8"), re.MULTILINE) for readme in READMES]
+@pytest.mark.parametrize("pages", TWINS)
+def test_both_languages_have_the_same_outline(pages):
+    """Headings, and rows of tables."""
+    outlines = [re.findall(r"^(?:#+ |\|)", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE) for page in pages]
     assert outlines[0] == outlines[1]
 
 
-@pytest.mark.parametrize("readme", READMES)
+@pytest.mark.parametrize("readme", [page for pages in TWINS for page in pages])
 def test_links_lead_somewhere(readme):
     text = (ROOT / readme).read_text(encoding="utf-8")
     headings = {
         re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)", text, re.M)
     }
     for target in re.findall(r"\]\(([^)]+)\)", text):
-        assert target[1:] in headings if target.startswith("#") else (ROOT / target).exists(), target
+        there = (ROOT / readme).parent / target
+        assert target[1:] in headings if target.startswith("#") else there.exists(), target
 
 
 def test_the_readme_opens_with_the_two_make_targets():
@@ -63,11 +68,11 @@ def test_every_command_and_snippet_of_the_readme_runs(tmp_path):
     (copy / "data.json").write_text("\n".join(records) + "\n", encoding="utf-8")
     (copy / "snippet.py").write_text(blocks("README.md", "python")[0].replace("max_steps=50", "max_steps=2"))
     chosen = [c for c in commands("README.md") if not re.match(r"make|pip|python3 -m venv", c)]
-    assert len(chosen) == 11
+    assert len(chosen) == 15
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(copy)
     for command in [*chosen, "python snippet.py"]:
-        if "train.py" in command:
+        if "train.py" in command and "--max_steps" not in command:
             command = command.replace("layers.27.,layers.26.", "layers.3.,layers.2.") + " --max_steps 4"
         if "predict.py" in command:
             command += " --max_samples 4 --max_new_tokens 8"

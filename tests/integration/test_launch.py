@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ranks import BASE, ROOT, free_port, train
+from ranks import BASE, ROOT, SLOW, free_port, train
 
 import glmft
 from glmft.cli import main
@@ -48,7 +48,7 @@ def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("tuner", REFERENCE_TUNERS)
+@pytest.mark.parametrize("tuner", [t if t == "lora" else pytest.param(t, marks=SLOW) for t in REFERENCE_TUNERS])
 def test_the_reference_command_line_runs_verbatim(tuner, uneven, tmp_path):
     out = tmp_path / "out"
     command = ["deepspeed", "--master_port", str(free_port()), "train.py", "--train_path", str(uneven)]
@@ -61,6 +61,7 @@ def test_the_reference_command_line_runs_verbatim(tuner, uneven, tmp_path):
     assert model(**tokenizer("云川", return_tensors="pt")).logits.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["glm", "glm3"])
 def test_every_tuner_trains_the_other_families(family, official_folders, uneven, tmp_path):
     """Folders in the official layout, whose names in config.json tell the family; in one process each."""
@@ -75,10 +76,22 @@ def test_every_tuner_trains_the_other_families(family, official_folders, uneven,
         assert len(answer(model, tokenizer, ["云川", "岭溪泉"], max_new_tokens=4)) == 2
 
 
+ONE = ["train.py", "--max_len", "512", "--max_steps", "3", "--show_loss_step", "1", "--lora_dropout", "0"]
+
+
+@pytest.fixture(scope="module")
+def one_rank(uneven, tmp_path_factory) -> list[float]:
+    """The losses of one process without a launcher."""
+    out = tmp_path_factory.mktemp("one") / "out"
+    flags = [*ONE, "--train_path", str(uneven), "--per_device_train_batch_size", "4"]
+    done = launch([sys.executable, *flags, "--output_dir", str(out)])
+    assert done.returncode == 0, done.stdout + done.stderr
+    return losses(out)
+
+
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
-def test_two_ranks_train_like_one(launcher, uneven, tmp_path):
-    flags = ["train.py", "--train_path", str(uneven), "--max_len", "512", "--max_steps", "3", "--show_loss_step", "1"]
-    flags += ["--train_type", "lora", "--lora_dropout", "0"]
+def test_two_ranks_train_like_one(launcher, one_rank, uneven, tmp_path):
+    flags = [*ONE, "--train_path", str(uneven)]
     port = str(free_port())
     two = {
         "deepspeed": ["deepspeed", "--num_gpus", "2", "--master_port", port],
@@ -87,10 +100,7 @@ def test_two_ranks_train_like_one(launcher, uneven, tmp_path):
     done = launch([*two, *flags, "--per_device_train_batch_size", "2", "--output_dir", str(tmp_path / "two")])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 ranks on cpu" in done.stdout
-    one = [sys.executable, *flags, "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "one")]
-    done = launch(one)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    assert losses(tmp_path / "two") == pytest.approx(one_rank, rel=1e-4)
 
 
 def test_ptuning_without_any_other_flag_runs_on_the_embedded_defaults_and_says_so(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import BASE, ROOT, start, train
+from ranks import BASE, ROOT, SLOW, start, train
 from safetensors.torch import load_file, save_file
 
 STEPS = ["--max_len", "512", "--per_device_train_batch_size", "2", "--max_steps", "40", "--show_loss_step", "1"]
@@ -34,7 +34,9 @@ def finished(ranks, logs) -> tuple[list[int], str]:
     return [rank.exitcode for rank in ranks], "".join(Path(log).read_text(encoding="utf-8") for log in logs)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(s, marks=SLOW) for s in (signal.SIGINT, signal.SIGUSR1))]
+)
 def test_a_signal_to_one_rank_saves_and_ends_all_and_resume_gives_the_same_bits(number, uneven, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
     common = ["--train_path", str(uneven), *STEPS, *LORA]
@@ -75,7 +77,7 @@ def test_ranks_notice_that_their_launcher_is_gone(uneven, tmp_path):
     assert len(list(out.glob("checkpoint-*"))) == 1
 
 
-@pytest.mark.parametrize("stage", ["0", "2_no_offload"])
+@pytest.mark.parametrize("stage", ["2_no_offload", pytest.param("0", marks=SLOW)])
 def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(stage, uneven, tmp_path):
     out = tmp_path / "out"
     common = ["--train_path", str(uneven), *STEPS, "--train_type", "full", "--output_dir", str(out)]
@@ -109,7 +111,9 @@ def poisoned(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("stage", ["0", "1", "2_no_offload", "3_no_offload"])
+@pytest.mark.parametrize(
+    "stage", ["0", "2_no_offload", pytest.param("1", marks=SLOW), pytest.param("3_no_offload", marks=SLOW)]
+)
 def test_a_loss_that_is_no_number_stops_before_the_weights_change_and_names_the_records(stage, poisoned, tmp_path):
     data = tmp_path / "data.json"
     rows = [{"instruction": "请复述", "input": "云川", "output": "云川"} for _ in range(10)]
@@ -140,7 +144,9 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change_and_names_the_
     assert len(list(out.glob("checkpoint-*"))) == report["step"] - 1
 
 
-@pytest.mark.parametrize("stage", ["0", "1", "2_no_offload", "3_no_offload"])
+@pytest.mark.parametrize(
+    "stage", ["0", "3_no_offload", pytest.param("1", marks=SLOW), pytest.param("2_no_offload", marks=SLOW)]
+)
 def test_a_gradient_that_is_no_number_stops_too(stage, uneven, tmp_path):
     out = tmp_path / "out"
     flags = ["--train_path", str(uneven), *STEPS, *LORA, "--ds_file", f"ds_zero{stage}.json", "--save_model_step", "1"]

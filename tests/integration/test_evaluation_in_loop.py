@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import train
+from ranks import SLOW, train
 from safetensors.torch import load_file
 
 import glmft
@@ -64,10 +64,13 @@ def test_a_run_stops_when_patience_ends_and_keeps_the_best(uneven, tmp_path):
     assert model is not None
     codes, printed = train([*flags, "--resume", "yes"], 2, tmp_path)
     assert codes == [0, 0], printed
-    assert max(figures(out, "eval_loss")) == last  # nothing is left to do
+    assert sorted(p.name for p in out.glob("checkpoint-*")) == sorted({f"checkpoint-{best}", f"checkpoint-{last}"})
+    assert f"trained {last} steps" in printed  # nothing is left to do
 
 
-@pytest.mark.parametrize("stage", ["0", "1", "2_offload", "3_no_offload"])
+@pytest.mark.parametrize(
+    "stage", ["2_offload", "3_no_offload", pytest.param("0", marks=SLOW), pytest.param("1", marks=SLOW)]
+)
 def test_trying_the_longest_batch_first_changes_no_bit(stage, uneven, tmp_path):
     saved = []
     for first in ("True", "False"):
@@ -82,11 +85,11 @@ def test_trying_the_longest_batch_first_changes_no_bit(stage, uneven, tmp_path):
 
 def test_too_little_memory_shows_before_the_first_step_and_says_what_helps(official_folders, tmp_path):
     data = tmp_path / "long.json"
-    rows = [{"instruction": "云", "output": "川" * length} for length in (3, 3, 3, 30_000)]
+    rows = [{"instruction": "云", "output": "川" * length} for length in (3, 3, 3, 16_000)]
     data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    flags = ["--train_path", str(data), "--max_len", "40000", "--train_type", "full", "--max_steps", "1"]
+    flags = ["--train_path", str(data), "--max_len", "20000", "--train_type", "full", "--max_steps", "1"]
     flags += ["--model_name_or_path", str(official_folders["glm"]), "--per_device_train_batch_size", "2"]
-    codes, printed = train([*flags, "--output_dir", str(tmp_path / "out")], 1, tmp_path, address_bytes=7 << 30)
+    codes, printed = train([*flags, "--output_dir", str(tmp_path / "out")], 1, tmp_path, address_bytes=5 << 30)
     assert codes == [4], printed
     assert "Traceback" not in printed
     assert "step 1/1" not in printed
