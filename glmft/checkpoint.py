@@ -16,6 +16,7 @@ from torch import Tensor
 
 from glmft.dist import World, gather_objects, same_fate
 from glmft.errors import CheckpointError, ConfigError
+from glmft.family import read_json
 from glmft.shards import Shards, StoredTensors
 
 MANIFEST, RUN_CONFIG = "manifest.json", "train_config.json"
@@ -129,7 +130,9 @@ def find_resume(folder: Path, resume: str) -> tuple[Path | None, list[str]]:
         problem = damage(chosen)
         if problem:
             raise CheckpointError(f"--resume {resume}: {problem}; resume from another step")
-        return chosen, []
+        later = [p.name for p in checkpoints(folder) if int(p.name.split("-")[1]) > int(resume)]
+        replaced = f"warning: {', '.join(later)} are of the run before; each is replaced when this one gets there"
+        return chosen, [replaced] if later else []
     said = []
     for candidate in reversed(checkpoints(folder)):
         problem = damage(candidate)
@@ -143,6 +146,8 @@ def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None: every file must have the size and hash that the manifest lists."""
     try:
         listed = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+        if not {STATE, RANDOM} <= listed.keys():
+            return f"{checkpoint} is not whole"
         for name, (size, digest) in listed.items():
             if (checkpoint / name).stat().st_size != size or _digest(checkpoint / name) != digest:
                 return f"{checkpoint / name} is not what was saved"
@@ -224,6 +229,17 @@ def clean(folder: Path) -> None:
             left.unlink()
 
 
+def tidy(folder: Path, world: World, limit: int | None, best: int | None) -> None:
+    """`point_best` and `rotate` on rank 0. Collective. Raises CheckpointError if the file system refuses."""
+    with same_fate():
+        try:
+            if world.is_main:
+                point_best(folder, best)
+                rotate(folder, limit, best)
+        except OSError as error:
+            raise CheckpointError(f"{error.filename or folder}: cannot be changed ({error.strerror})") from None
+
+
 def rotate(folder: Path, limit: int | None, keep: int | None) -> None:
     """Delete the oldest checkpoints beyond `limit`; that of step `keep` stays."""
     others = [p for p in checkpoints(folder) if p.name != f"checkpoint-{keep}"]
@@ -280,7 +296,10 @@ def publish(folder: Path, world: World, write: Callable[[Path], None]) -> None:
 
 
 def load_state(checkpoint: Path) -> TrainerState:
-    stored = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    """Raises CheckpointError if another program wrote it."""
+    stored = read_json(checkpoint / STATE)
+    if not isinstance(stored.get("step"), int):
+        raise CheckpointError(f"{checkpoint / STATE}: is no state of a run of glmft; resume from another checkpoint")
     return TrainerState(**{f.name: stored[f.name] for f in fields(TrainerState) if f.name in stored})
 
 

@@ -234,10 +234,8 @@ def save_checkpoint(engine: Any, state: TrainerState, tracker: Tracker, job: Job
     trained = job.tuner.state(engine.module)
     write = functools.partial(write_trained, engine, trained, job)
     place = saved.save(job.folder, state, job.world, write, packed(engine, keep=job.world.is_main))
-    if job.world.is_main:
-        best = state.best_step if job.config.save_best else None
-        saved.point_best(job.folder, best)
-        saved.rotate(job.folder, job.config.save_total_limit, best)
+    best = state.best_step if job.config.save_best else None
+    saved.tidy(job.folder, job.world, job.config.save_total_limit, best)
     seconds = time.monotonic() - began
     tracker.say(f"saved {place}")
     if seconds > LAUNCHERS_WAIT / 2:
@@ -360,5 +358,4 @@ def restore(engine: Any, checkpoint: Path, state: TrainerState, job: Job) -> Non
     if "fp16" in job.ds_config:
         set_scaler_numbers(engine, state.loss_scaler)
     saved.restore_random_state(checkpoint, job.world)
-    if job.world.is_main and job.config.save_best:
-        saved.point_best(job.folder, state.best_step)
+    saved.tidy(job.folder, job.world, None, state.best_step if job.config.save_best else None)

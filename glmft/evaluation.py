@@ -69,8 +69,18 @@ def answer_scores(engine: Any, job: Job, stop: StopSignals) -> dict[str, float] 
             ids = generate(engine.module, job.tokenizer, prompts, job.config.max_new_tokens, synced=world.size > 1)
         answers |= {i: answer_text(job.tokenizer, found) for i, found in zip(own, ids, strict=True)}
     answers = {i: text for part in gather_objects(world, answers) for i, text in part.items()}
-    labels = [answer_text(job.tokenizer, split_row(job.validation[i], job.tokenizer)[1]) for i in rows]
-    return scores([answers[i] for i in rows], labels)
+    return scores([answers[i] for i in rows], labels(job))
+
+
+def labels(job: Job) -> list[str]:
+    """The learned answers of the first `eval_samples` validation rows."""
+    rows = range(min(job.config.eval_samples, len(job.validation)))
+    return [answer_text(job.tokenizer, split_row(job.validation[i], job.tokenizer)[1]) for i in rows]
+
+
+def has_triples(job: Job) -> bool:
+    """Whether those answers can have an F1."""
+    return any(triples(label) for label in labels(job))
 
 
 def split_row(row: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -81,11 +91,11 @@ def split_row(row: Example, tokenizer: Any) -> tuple[list[int], list[int]]:
     return row.ids[:first], row.ids[first:end]
 
 
-def scores(predictions: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
-    """Text scores; for labels that are triples also the mean `f1`."""
-    found = text_scores(predictions, labels)
-    if any(triples(label) for label in labels):
-        found["f1"] = triple_f1(predictions, labels)["f1"]
+def scores(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Text scores; for references that are triples also the mean `f1`."""
+    found = text_scores(predictions, references)
+    if any(triples(reference) for reference in references):
+        found["f1"] = triple_f1(predictions, references)["f1"]
     return found
 
 

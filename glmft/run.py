@@ -139,6 +139,7 @@ def prepare(config: TrainConfig, world: dist.World) -> tuple[Any, list[str]]:
     from glmft import ds_config
     from glmft.data.sampler import Plan, padding_share
     from glmft.data.show import token_table
+    from glmft.evaluation import has_triples
     from glmft.job import Job
     from glmft.models.loading import fingerprint, load_config, meta_model, weight_files
     from glmft.tokenizers.loading import load_tokenizer
@@ -179,7 +180,11 @@ def prepare(config: TrainConfig, world: dist.World) -> tuple[Any, list[str]]:
     }
     folder = Path(config.output_dir)
     held_out = (validation.examples, validation.lengths) if validation else ()
+    if config.predict_with_generate and not validation:
+        lines.append("warning: --predict_with_generate: without effect, as no --val_path or --val_ratio is given")
     job = Job(config, deepspeed_config, world, tuner, base, tokenizer, plan, folder, sizes, *held_out)
+    if config.save_best == "f1" and not has_triples(job):
+        raise ConfigError("--save_best f1: the validation rows have no triples a_b_c to score; name another metric")
     if model_config.rope_line:
         lines.append(model_config.rope_line)
     if config.show_first_record:

@@ -41,7 +41,7 @@ def test_the_manifest_lists_every_file_and_nothing_is_left_aside(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-4"]
 
 
-@pytest.mark.parametrize("harm", ["truncate", "flip", "remove", "no manifest", "manifest torn"])
+@pytest.mark.parametrize("harm", ["truncate", "flip", "remove", "no manifest", "manifest torn", "empty"])
 def test_every_kind_of_damage_is_seen(harm, tmp_path):
     place = save(tmp_path, 4)
     file = place / "optimizer-00001.safetensors"
@@ -55,7 +55,7 @@ def test_every_kind_of_damage_is_seen(harm, tmp_path):
     elif harm == "no manifest":
         (place / "manifest.json").unlink()
     else:
-        (place / "manifest.json").write_text('{"files": ')
+        (place / "manifest.json").write_text('{"files": ' + ("{}}" if harm == "empty" else ""))
     assert str(place) in damage(place)
 
 
@@ -67,7 +67,10 @@ def test_resume_takes_the_newest_whole_checkpoint_and_warns_of_the_others(tmp_pa
     assert found == tmp_path / "checkpoint-4"
     assert len(said) == 1
     assert "checkpoint-10" in said[0]
-    assert find_resume(tmp_path, "2") == (tmp_path / "checkpoint-2", [])
+    found, said = find_resume(tmp_path, "2")
+    assert found == tmp_path / "checkpoint-2"
+    assert said[0].startswith("warning: checkpoint-4, checkpoint-10 are of the run before")
+    assert find_resume(tmp_path, "4")[1] == [said[0].replace("checkpoint-4, ", "")]
 
 
 def test_resume_of_a_torn_or_absent_step_is_an_error_that_lists_what_there_is(tmp_path):

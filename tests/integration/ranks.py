@@ -100,6 +100,8 @@ def start(
     context.set_forkserver_preload(PRELOADED)
     port = free_port()
     logs = [str(folder / f"rank{rank}.log") for rank in range(size)]
+    for log in logs:
+        Path(log).write_text("")  # nothing of a run before
     ranks = [context.Process(target=_rank, args=(rank, size, port, argv, logs[rank], harm)) for rank in range(size)]
     for process in ranks:
         process.start()

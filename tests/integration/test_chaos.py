@@ -19,8 +19,8 @@ def kill_somewhen(ranks: list, logs: list[str], folder: Path, draw: random.Rando
     if moment == "starting":
         time.sleep(draw.uniform(0, 1.5))
     else:
-        while "the longest micro-batch fits" not in Path(logs[0]).read_text(encoding="utf-8"):
-            assert time.monotonic() < end, Path(logs[0]).read_text(encoding="utf-8")
+        while "the longest micro-batch fits" not in (printed := Path(logs[0]).read_text(encoding="utf-8")):
+            assert time.monotonic() < end, printed
             time.sleep(0.01)
         time.sleep(draw.uniform(0, 0.8))
     while moment == "saving" and ranks[0].is_alive() and time.monotonic() < end:
