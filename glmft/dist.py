@@ -75,6 +75,14 @@ def choose_device(device: str) -> Any:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
+def name_accelerator() -> None:
+    """Tell DeepSpeed that there is none, where there is none: it warns if it has to find out by itself."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def torch_dtype(dtype: str) -> Any:
     """torch's number format for a flag's."""
     import torch

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 def quiet() -> None:
     """Silence what libraries print that a user can do nothing about."""
+    dist.name_accelerator()
     warnings.filterwarnings("ignore", category=FutureWarning)
     for name in ("transformers", "DeepSpeed", "peft"):
         logging.getLogger(name).setLevel(logging.ERROR)
