@@ -80,6 +80,15 @@ def test_a_short_last_window_is_a_step_too_even_where_a_rank_has_no_record(ranks
     assert_same(by_engine(uneven, tmp_path, 4, 4 // ranks, ranks, "ds_zero2_no_offload.json", LORA), want)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_packed_rows_give_the_gradient_of_their_documents(ranks, uneven, tmp_path):
+    """Ten documents in a few rows, all of them in one window; with two ranks the rows are dealt out."""
+    want = by_hand(uneven, 10, LORA_CONFIG)
+    flags = [*LORA, "--packing", "--max_len", "300"]
+    assert_same(by_engine(uneven, tmp_path, 4, 4 // ranks, ranks, "ds_zero2_no_offload.json", flags), want)
+    assert "documents packed into" in (tmp_path / "rank0.log").read_text(encoding="utf-8")
+
+
 def test_the_full_model_under_zero3_gives_the_gradient_computed_by_hand(uneven, tmp_path):
     want = by_hand(uneven, 8, {"train_type": "full"})
     flags = ["--train_type", "full"]
