@@ -41,13 +41,24 @@ _OURS = {
 }
 
 
-def resolve(path: Path, config: TrainConfig, world_size: int, dtype: str) -> tuple[dict[str, Any], list[str]]:
+# Buckets of ZeRO-3 that a file leaves to us, in elements, from the model's hidden size: as transformers fills them.
+_BY_HIDDEN_SIZE = {
+    "reduce_bucket_size": lambda hidden: hidden * hidden,
+    "stage3_prefetch_bucket_size": lambda hidden: int(0.9 * hidden * hidden),
+    "stage3_param_persistence_threshold": lambda hidden: 10 * hidden,
+}
+
+
+def resolve(
+    path: Path, config: TrainConfig, world_size: int, dtype: str, hidden_size: int | None = None
+) -> tuple[dict[str, Any], list[str]]:
     """The configuration for `deepspeed.initialize`, and a line for each value of the file that was overridden.
 
     Args:
         path: the DeepSpeed file.
         world_size: ranks in all.
         dtype: fp32, bf16 or fp16.
+        hidden_size: the model's, for buckets that are "auto"; None leaves them to DeepSpeed.
 
     Raises:
         ConfigError: no JSON object, an unknown top-level key, or a ZeRO stage that does not exist.
@@ -79,7 +90,7 @@ def resolve(path: Path, config: TrainConfig, world_size: int, dtype: str) -> tup
         scaling = given.get("fp16") if isinstance(given.get("fp16"), dict) else {}
         ours["fp16"] = {**_without_auto(scaling), "enabled": True}
     rest = {key: value for key, value in given.items() if key not in _OURS}
-    rest["zero_optimization"] = _zero(path, rest.get("zero_optimization", {}))
+    rest["zero_optimization"] = _zero(path, rest.get("zero_optimization", {}), hidden_size)
     if dtype == "fp16" and rest["zero_optimization"].get("stage", 0) == 0:
         rest["zero_optimization"]["stage"] = 1
         said.append(f"{path.name}: ZeRO stage 0 -> 1 (a checkpoint in fp16 needs the stage's own copy of the weights)")
@@ -111,9 +122,13 @@ def _precision_lines(path: Path, given: dict[str, Any], dtype: str, flag: str) -
     return [f"{path.name}: {name} -> {dtype} ({why})" for name in _asked(given) if name != dtype]
 
 
-def _zero(path: Path, zero: Any) -> dict[str, Any]:
+def _zero(path: Path, zero: Any, hidden_size: int | None) -> dict[str, Any]:
     if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
         raise ConfigError(f"{path}: zero_optimization must be an object with stage 0, 1, 2 or 3")
+    if hidden_size:
+        zero = {
+            k: _BY_HIDDEN_SIZE[k](hidden_size) if v == "auto" and k in _BY_HIDDEN_SIZE else v for k, v in zero.items()
+        }
     offload = ("offload_param", "offload_optimizer")
     # "auto" is what some files say for a device; no offload is what they then get.
     return {k: v for k, v in zero.items() if k not in offload or (isinstance(v, dict) and v.get("device") != "auto")}

@@ -161,7 +161,8 @@ def prepare(config: TrainConfig, world: dist.World) -> tuple[Any, list[str]]:
     if problems:
         raise ConfigError(problems)
     dtype = next(name for name, torch_name in dist.DTYPES.items() if str(world.dtype).endswith(torch_name))
-    deepspeed_config, lines = ds_config.resolve(settings.find_ds_file(config.ds_file), config, world.size, dtype)
+    ds_file = settings.find_ds_file(config.ds_file)
+    deepspeed_config, lines = ds_config.resolve(ds_file, config, world.size, dtype, model_config.hidden_size)
     tokenizer = load_tokenizer(place.base, model_config.family)
     loaded, validation = training_rows(config, tokenizer)
     sizes = loaded.lengths

@@ -102,6 +102,13 @@ def test_a_stage_that_does_not_exist_is_an_error(zero, tmp_path):
         resolved({"zero_optimization": zero}, tmp_path)
 
 
+def test_buckets_left_open_follow_the_models_width(tmp_path):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(FINETUNE_DEMO), encoding="utf-8")
+    zero = resolve(path, FLAGS, 4, "fp32", hidden_size=4096)[0]["zero_optimization"]
+    assert zero == {"stage": 3, "stage3_prefetch_bucket_size": 15099494, "reduce_bucket_size": 16777216}
+
+
 @pytest.mark.parametrize("text", ["{", "[]", ""])
 def test_a_file_that_is_no_json_object_is_an_error(text, tmp_path):
     path = tmp_path / "ds.json"
