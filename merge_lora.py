@@ -1,8 +1,6 @@
 """See `python merge_lora.py --help`."""
 
-import sys
-
-from glmft.cli import main
+from glmft.cli import run_command
 
 if __name__ == "__main__":
-    sys.exit(main(command="merge", program="merge_lora.py"))
+    run_command(command="merge", program="merge_lora.py")

@@ -1,8 +1,6 @@
 """See `python predict.py --help`."""
 
-import sys
-
-from glmft.cli import main
+from glmft.cli import run_command
 
 if __name__ == "__main__":
-    sys.exit(main(command="predict", program="predict.py"))
+    run_command(command="predict", program="predict.py")

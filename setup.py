@@ -39,5 +39,5 @@ setup(
         "dev": ["pytest>=8", "ruff>=0.9", "nbclient>=0.10", "ipykernel>=6"],
         "web": ["gradio>=5"],
     },
-    entry_points={"console_scripts": ["glmft=glmft.cli:main"]},
+    entry_points={"console_scripts": ["glmft=glmft.cli:run_command"]},
 )

@@ -1,8 +1,6 @@
 """See `python train.py --help`."""
 
-import sys
-
-from glmft.cli import main
+from glmft.cli import run_command
 
 if __name__ == "__main__":
-    sys.exit(main(command="train", program="train.py"))
+    run_command(command="train", program="train.py")

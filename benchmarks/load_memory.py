@@ -15,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from glmft.dist import end_process
+
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = {"hidden_size": 1024, "num_layers": 20, "num_attention_heads": 8, "kv_channels": 128, "ffn_hidden_size": 2736}
 MIB = 2**20
@@ -80,7 +82,7 @@ def main() -> None:
     if args.folder:
         figures = json.dumps(measure(args.folder, args.stage))
         sys.stdout.write(f"@ {figures}\n")  # in one piece, as the ranks share the output
-        return
+        end_process(0)
     with tempfile.TemporaryDirectory() as temporary:
         make(Path(temporary))
         for name in ("safetensors", "bin"):

@@ -1,5 +1,3 @@
-import sys
+from glmft.cli import run_command
 
-from glmft.cli import main
-
-sys.exit(main())
+run_command()

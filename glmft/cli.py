@@ -2,11 +2,12 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from glmft import __version__
 from glmft.arguments import parse_arguments
 from glmft.config import InspectConfig, MergeConfig, PredictConfig, TrainConfig
-from glmft.dist import env_rank
+from glmft.dist import end_process, env_rank, parting
 from glmft.errors import GlmftError
 from glmft.metrics import TEXT_SCORES
 from glmft.yaml_config import demo_arguments
@@ -25,7 +26,8 @@ def train(argv: Sequence[str], program: str) -> int:
     config = parse_arguments(TrainConfig, demo_arguments(list(argv)), program)
     from glmft.run import train as run
 
-    run(config)
+    with parting():
+        run(config)
     return 0
 
 
@@ -66,6 +68,11 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
     "merge": merge,
     "inspect": inspect,
 }
+
+
+def run_command(command: str | None = None, program: str | None = None) -> NoReturn:
+    """`main` on the arguments of the process, which ends with its code."""
+    end_process(main(None, command, program))
 
 
 def main(argv: Sequence[str] | None = None, command: str | None = None, program: str | None = None) -> int:

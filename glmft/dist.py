@@ -1,14 +1,16 @@
 """The one place that knows about processes, ranks, devices and the environment."""
 
+import atexit
 import contextlib
 import os
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from glmft.errors import ConfigError, GlmftError
+from glmft.errors import ConfigError, GlmftError, RankLost
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -163,6 +165,40 @@ def peak_memory(device: Any) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextlib.contextmanager
+def parting() -> Iterator[None]:
+    """Part from the other ranks in order when this block ends.
+
+    A process that ends with the threads of a group still running may abort, and a launcher then takes a run that has
+    finished for one that failed. Where another rank is lost there is nothing to part from.
+    """
+    try:
+        yield
+    except RankLost:
+        raise
+    except GlmftError:
+        _leave()
+        raise
+    _leave()
+
+
+def end_process(code: int) -> NoReturn:
+    """Exit; a launched rank does so without the C++ destructors of libraries, whose threads can abort it at its end."""
+    if "RANK" not in os.environ:
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _leave() -> None:
+    dist = sys.modules.get("torch.distributed")
+    if "RANK" in os.environ and dist is not None and dist.is_initialized():
+        with contextlib.suppress(RuntimeError):
+            dist.destroy_process_group()
 
 
 def is_main() -> bool:

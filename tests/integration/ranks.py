@@ -1,6 +1,5 @@
 """Run the training command in 1 or more ranks, quickly: processes fork from one that has imported the libraries."""
 
-import contextlib
 import multiprocessing
 import os
 import resource
@@ -83,8 +82,6 @@ def _rank(rank: int, size: int, port: int, argv: list[str], log: str, harm: Harm
         torch.set_num_threads(1)
         harm.befall(rank)
         code = main(argv, command="train", program="train.py")
-        with contextlib.suppress(Exception):
-            torch.distributed.destroy_process_group()
         sys.stdout.flush()
         os._exit(code)
 
