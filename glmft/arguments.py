@@ -2,14 +2,13 @@
 
 import argparse
 import dataclasses
-import difflib
 import types
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
 from glmft.dist import env_rank
-from glmft.errors import ConfigError
+from glmft.errors import ConfigError, nearest
 from glmft.yaml_config import yaml_arguments
 
 # Flags that users' scripts carry and that mean nothing here: accepted with one warning. Value: whether one follows.
@@ -70,12 +69,7 @@ def _with_config(argv: list[str], known: list[str]) -> list[str]:
     if given.config is None:
         return argv
     names = {flag.removeprefix("--") for flag in [*known, *IGNORED_FLAGS, *REFUSED_FLAGS]}
-    return [*yaml_arguments(Path(given.config), names, nearest, given.data_dir), *argv]
-
-
-def nearest(name: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), 1, 0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+    return [*yaml_arguments(Path(given.config), names, given.data_dir), *argv]
 
 
 def _without_ignored(argv: list[str], kind: type) -> tuple[list[str], list[str]]:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from glmft.dist import World, gather_objects, same_fate
-from glmft.errors import CheckpointError, ConfigError
+from glmft.errors import CheckpointError, ConfigError, one_line
 from glmft.family import read_json
-from glmft.shards import Shards, StoredTensors
+from glmft.weights import Shards, StoredTensors
 
 MANIFEST, RUN_CONFIG = "manifest.json", "train_config.json"
 STATE, RANDOM, OPTIMIZER = "trainer_state.json", "random_states.json", "optimizer"
@@ -107,10 +107,10 @@ def claim_output(folder: Path, overwrite: bool, resume: bool) -> None:
         raise ConfigError(f"--output_dir {folder}: cannot be written ({error.strerror}); name another folder") from None
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    found = [p for p in folder.glob("checkpoint-*") if p.name.split("-")[1].isdigit()]
-    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """The checkpoints of a run by their steps, oldest first."""
+    named = ((path.name.split("-")[1], path) for path in folder.glob("checkpoint-*"))
+    return dict(sorted((int(step), path) for step, path in named if step.isdigit()))
 
 
 def find_resume(folder: Path, resume: str) -> tuple[Path | None, list[str]]:
@@ -125,16 +125,16 @@ def find_resume(folder: Path, resume: str) -> tuple[Path | None, list[str]]:
     if resume != "yes":
         chosen = folder / f"checkpoint-{int(resume)}"
         if not chosen.is_dir():
-            steps = ", ".join(p.name.split("-")[1] for p in checkpoints(folder)) or "none"
+            steps = ", ".join(map(str, checkpoints(folder))) or "none"
             raise CheckpointError(f"--resume {resume}: {folder} has no such checkpoint; there are: {steps}")
         problem = damage(chosen)
         if problem:
             raise CheckpointError(f"--resume {resume}: {problem}; resume from another step")
-        later = [p.name for p in checkpoints(folder) if int(p.name.split("-")[1]) > int(resume)]
+        later = [path.name for step, path in checkpoints(folder).items() if step > int(resume)]
         replaced = f"warning: {', '.join(later)} are of the run before; each is replaced when this one gets there"
         return chosen, [replaced] if later else []
     said = []
-    for candidate in reversed(checkpoints(folder)):
+    for candidate in reversed(checkpoints(folder).values()):
         problem = damage(candidate)
         if not problem:
             return candidate, said
@@ -201,7 +201,7 @@ def save(
 
 
 def _unsaved(target: Path, error: Exception) -> str:
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    reason = getattr(error, "strerror", None) or one_line(error)
     return f"{target}: could not be saved ({reason}); free some space and go on with --resume yes"
 
 
@@ -212,7 +212,7 @@ def replace_folder(aside: Path, target: Path) -> None:
         discard(old)
         os.replace(target, old)
     os.replace(aside, target)
-    _flush(target.parent)
+    _settle(target.parent)
     discard(old)
 
 
@@ -242,7 +242,7 @@ def tidy(folder: Path, world: World, limit: int | None, best: int | None) -> Non
 
 def rotate(folder: Path, limit: int | None, keep: int | None) -> None:
     """Delete the oldest checkpoints beyond `limit`; that of step `keep` stays."""
-    others = [p for p in checkpoints(folder) if p.name != f"checkpoint-{keep}"]
+    others = [path for step, path in checkpoints(folder).items() if step != keep]
     spare = len(others) + (keep is not None) - (limit or len(others) + 1)
     for old in others[: max(0, min(spare, len(others) - 1))]:
         going = folder / f".deleting-{old.name}"
@@ -265,8 +265,7 @@ def seal(folder: Path) -> None:
     listed = {str(p.relative_to(folder)): [p.stat().st_size, _digest(p)] for p in files}
     (folder / MANIFEST).write_text(json.dumps({"files": listed}, indent=2) + "\n", encoding="utf-8")
     for path in (*files, folder / MANIFEST, folder):
-        _open_up(path)
-        _flush(path)
+        _settle(path)
 
 
 def publish(folder: Path, world: World, write: Callable[[Path], None]) -> None:
@@ -284,12 +283,11 @@ def publish(folder: Path, world: World, write: Callable[[Path], None]) -> None:
             aside.mkdir()
             write(aside)
             for path in sorted(aside.iterdir()):
-                _open_up(path)
-                _flush(path)
+                _settle(path)
             for path in sorted(aside.iterdir()):
                 os.replace(path, folder / path.name)
             aside.rmdir()
-            _flush(folder)
+            _settle(folder)
         except Exception as error:
             discard(aside)
             raise CheckpointError(_unsaved(folder, error)) from None
@@ -305,7 +303,7 @@ def load_state(checkpoint: Path) -> TrainerState:
 
 def open_optimizer(checkpoint: Path) -> StoredTensors:
     """A checkpoint's tensors by name, each read when it is asked for."""
-    return StoredTensors(checkpoint, OPTIMIZER)
+    return StoredTensors(sorted(checkpoint.glob(f"{OPTIMIZER}-*.safetensors")))
 
 
 def random_state(world: World) -> dict[str, Any]:
@@ -347,13 +345,13 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _open_up(path: Path) -> None:
-    """Let a file be read by whoever may read its folder; safetensors writes for the owner alone."""
+def _settle(path: Path) -> None:
+    """Flush a file or a folder to the disk; let a file be read by whoever may read its folder.
+
+    safetensors writes for the owner alone.
+    """
     if path.is_file():
         path.chmod(path.parent.stat().st_mode & 0o666)
-
-
-def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -5,9 +5,8 @@ import math
 import re
 from pathlib import Path
 
-from glmft.arguments import nearest
 from glmft.config import TRAIN_TYPE_ALIASES, TRAIN_TYPES, DataSettings, TrainConfig, find_ds_file
-from glmft.errors import ConfigError
+from glmft.errors import ConfigError, nearest
 from glmft.sources import find_sources
 
 

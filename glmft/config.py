@@ -263,14 +263,6 @@ class TrainConfig(RunSettings, OptimizerSettings, TunerSettings, ValidationSetti
     def report_names(self) -> list[str]:
         return [name for name in split_names(self.report_to) if name not in ("none", "tensorboard")]
 
-    @property
-    def lora_module_names(self) -> list[str]:
-        return split_names(self.lora_module_name)
-
-    @property
-    def freeze_module_names(self) -> list[str]:
-        return split_names(self.freeze_module_name)
-
 
 @dataclass
 class PredictConfig(DataSettings, ModelSettings):

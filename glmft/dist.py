@@ -261,6 +261,11 @@ def same_fate() -> Iterator[None]:
         raise error from None
 
 
+def whole_shape(parameter: Any) -> Any:
+    """The shape of a parameter, of which ZeRO-3 may leave an empty tensor here."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
 @contextlib.contextmanager
 def gathered(parameters: Iterable[Any], modified: bool = False) -> Iterator[None]:
     """Inside, ZeRO-3 parameters are whole on every rank; without ZeRO-3 nothing happens.

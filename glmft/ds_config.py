@@ -6,12 +6,11 @@ What a file says otherwise is overridden with one line that names both values. "
 is an error.
 """
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 from glmft.config import TrainConfig
-from glmft.errors import ConfigError
+from glmft.errors import ConfigError, nearest
 from glmft.family import read_json
 
 # Top-level keys of DeepSpeed's configuration; it drops unknown ones silently.
@@ -66,7 +65,7 @@ def resolve(
     given = read_json(path)
     unknown = [key for key in given if key not in KNOWN_KEYS]
     if unknown:
-        raise ConfigError(f"{path}: {key!r} is no DeepSpeed key{_nearest(key)}" for key in unknown)
+        raise ConfigError(f"{path}: {key!r} is no DeepSpeed key{nearest(key, KNOWN_KEYS, repr)}" for key in unknown)
     batch = config.per_device_train_batch_size
     ours: dict[str, Any] = {
         "train_batch_size": batch * config.gradient_accumulation_steps * world_size,
@@ -96,11 +95,6 @@ def resolve(
         said.append(f"{path.name}: ZeRO stage 0 -> 1 (a checkpoint in fp16 needs the stage's own copy of the weights)")
     fixed = {"steps_per_print": 10**9, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
     return {**_without_auto(rest), **ours, **fixed}, said
-
-
-def _nearest(key: str) -> str:
-    close = difflib.get_close_matches(key, KNOWN_KEYS, 1, 0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def asked_precision(path: Path) -> str | None:

@@ -24,7 +24,7 @@ from glmft.checkpoint import TrainerState
 from glmft.config import TrainConfig, to_json
 from glmft.data.encode import Example
 from glmft.data.sampler import Plan
-from glmft.dist import barrier, gathered, peak_memory, same_fate, sum_over_ranks
+from glmft.dist import barrier, gathered, peak_memory, same_fate, sum_over_ranks, whole_shape
 from glmft.divergence import bad_batch
 from glmft.errors import CheckpointError, Stopped
 from glmft.evaluation import evaluate, is_better
@@ -95,7 +95,7 @@ def train(model: nn.Module, data: Sequence[Example], job: Job, resume_from: Path
             rate = learning_rate(step, state.total_steps, config)
             set_learning_rate(optimizer, rate)
             done = train_step(engine, micro_batches, targets, job)
-            if problem := step_problem(done, state, config, scales="fp16" in job.ds_config):
+            if problem := step_problem(done, state, config, scales=job.scales_loss):
                 raise bad_batch(problem, step + 1, data, window, shares, done.losses, job)
             state.step = step + 1
             state.add(done.loss, int(targets), tokens=sum(job.lengths[i] for i in window))
@@ -230,7 +230,7 @@ def save_checkpoint(engine: Any, state: TrainerState, tracker: Tracker, job: Job
     """Collective: checkpoint-STEP with weights, moments and random states; then make room."""
     began = time.monotonic()
     state.adam_step, state.saved_step = adam_step(engine), state.step
-    state.loss_scaler = scaler_numbers(engine) if "fp16" in job.ds_config else {}
+    state.loss_scaler = scaler_numbers(engine) if job.scales_loss else {}
     trained = job.tuner.state(engine.module)
     write = functools.partial(write_trained, engine, trained, job)
     place = saved.save(job.folder, state, job.world, write, packed(engine, keep=job.world.is_main))
@@ -346,7 +346,7 @@ def load_weights(model: nn.Module, stored: Mapping[str, Tensor]) -> None:
         raise CheckpointError("the checkpoint trained other parameters; give the same --train_type and its settings")
     for name, parameter in trainable.items():
         tensor = stored[f"param/{name}"]
-        if getattr(parameter, "ds_shape", parameter.shape) != tensor.shape:
+        if whole_shape(parameter) != tensor.shape:
             raise CheckpointError(f"{name} has another shape in the checkpoint; give the same --train_type settings")
         with gathered([parameter], modified=True), torch.no_grad():
             parameter.copy_(tensor)
@@ -355,7 +355,7 @@ def load_weights(model: nn.Module, stored: Mapping[str, Tensor]) -> None:
 def restore(engine: Any, checkpoint: Path, state: TrainerState, job: Job) -> None:
     """Put back moments, loss scaler and random states. Collective."""
     unpack(engine, saved.open_optimizer(checkpoint), state.adam_step)
-    if "fp16" in job.ds_config:
+    if job.scales_loss:
         set_scaler_numbers(engine, state.loss_scaler)
     saved.restore_random_state(checkpoint, job.world)
     saved.tidy(job.folder, job.world, None, state.best_step if job.config.save_best else None)

@@ -1,6 +1,7 @@
 """The error tree. Every message gives the value, the rule it breaks and the mend, in one line a problem."""
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Callable, Iterable
 
 
 class GlmftError(Exception):
@@ -55,3 +56,14 @@ class Stopped(GlmftError):
 
     exit_code = 75  # "try again later" in sysexits.h
     label = "stopped"
+
+
+def nearest(name: str, known: Iterable[str], shown: Callable[[str], str] = str) -> str:
+    """A hint at the known name that a wrong one is closest to; empty if none is close."""
+    close = difflib.get_close_matches(name, list(known), 1, 0.5)
+    return f"; did you mean {shown(close[0])}?" if close else ""
+
+
+def one_line(error: object, longest: int = 200) -> str:
+    """What an exception says, short enough to stand in a message."""
+    return " ".join(str(error).split())[:longest]

@@ -23,12 +23,10 @@ def evaluate(engine: Any, job: Job, stop: StopSignals) -> dict[str, float]:
     Empty if the run was asked to stop meanwhile.
     """
     engine.eval()
-    figures = {} if (loss := validation_loss(engine, job, stop)) is None else {"eval_loss": loss}
-    if figures and job.config.predict_with_generate:
-        scores = answer_scores(engine, job, stop)
-        figures = figures | scores if scores else {}
+    loss = validation_loss(engine, job, stop)
+    found = {} if loss is None or not job.config.predict_with_generate else answer_scores(engine, job, stop)
     engine.train()
-    return figures
+    return {} if loss is None or found is None else {"eval_loss": loss, **found}
 
 
 @torch.no_grad()
@@ -56,7 +54,7 @@ def answer_scores(engine: Any, job: Job, stop: StopSignals) -> dict[str, float] 
     equally many batches: under ZeRO-3 every one of them is collective.
     """
     world, size = job.world, job.config.per_device_eval_batch_size
-    rows = range(min(job.config.eval_samples, len(job.validation)))
+    rows = answered_rows(job)
     order = sorted(rows, key=job.validation_lengths.__getitem__, reverse=True)
     answers: dict[int, str] = {}
     for first in range(0, len(order), size * world.size):
@@ -72,10 +70,14 @@ def answer_scores(engine: Any, job: Job, stop: StopSignals) -> dict[str, float] 
     return scores([answers[i] for i in rows], labels(job))
 
 
+def answered_rows(job: Job) -> range:
+    """The validation rows that the model answers: the first `eval_samples`."""
+    return range(min(job.config.eval_samples, len(job.validation)))
+
+
 def labels(job: Job) -> list[str]:
-    """The learned answers of the first `eval_samples` validation rows."""
-    rows = range(min(job.config.eval_samples, len(job.validation)))
-    return [answer_text(job.tokenizer, split_row(job.validation[i], job.tokenizer)[1]) for i in rows]
+    """What those rows would have the model answer."""
+    return [answer_text(job.tokenizer, split_row(job.validation[i], job.tokenizer)[1]) for i in answered_rows(job)]
 
 
 def has_triples(job: Job) -> bool:

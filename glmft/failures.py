@@ -4,9 +4,8 @@ import contextlib
 import errno
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
 
-from glmft.errors import CheckpointError, GlmftError, OutOfMemory, RankLost
+from glmft.errors import CheckpointError, GlmftError, OutOfMemory, RankLost, one_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
@@ -28,7 +27,7 @@ def explained(ranks: int, advice: Callable[[], str] = lambda: "") -> Iterator[No
         raise
     except Exception as error:
         if is_lack_of_memory(error):
-            told = OutOfMemory(f"out of memory ({first_line(error)}){advice()}")
+            told = OutOfMemory(f"out of memory ({one_line(error, 160) or type(error).__name__}){advice()}")
             told.alone = True
             raise told from None
         if ranks > 1 and isinstance(error, RuntimeError) and _LOST.search(str(error)):
@@ -44,8 +43,3 @@ def is_lack_of_memory(error: Exception) -> bool:
 
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return known or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
-
-
-def first_line(error: Any) -> str:
-    """Short enough to stand in a message."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:160]

@@ -40,6 +40,11 @@ class Job:
     validation: Sequence[Example] = ()
     validation_lengths: Sequence[int] = ()
 
+    @property
+    def scales_loss(self) -> bool:
+        """Whether DeepSpeed scales the loss, as fp16 needs."""
+        return "fp16" in self.ds_config
+
 
 def make_batch(data: Sequence[Example], rows: list[int], window: list[int], job: Job) -> Batch:
     """A micro-batch on this rank's device. A rank left without records runs one of the window's, unsupervised."""

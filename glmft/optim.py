@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from glmft.config import TrainConfig
+from glmft.dist import whole_shape
 
 
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:
@@ -29,13 +30,9 @@ def parameter_groups(
     groups: dict[tuple[float, float], list[Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decay = weight_decay if _dimensions(parameter) >= 2 else 0.0
+            decay = weight_decay if len(whole_shape(parameter)) >= 2 else 0.0
             groups.setdefault((decay, rate_ratio(name)), []).append(parameter)
     return [{"params": ps, "weight_decay": decay, "rate_ratio": ratio} for (decay, ratio), ps in groups.items()]
-
-
-def _dimensions(parameter: Any) -> int:
-    return len(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO-3 empties the shape itself
 
 
 def make_optimizer(model: Any, config: TrainConfig, rate_ratio: Callable[[str], float] = lambda name: 1.0) -> Any:

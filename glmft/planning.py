@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glmft.config import TrainConfig
+from glmft.dist import whole_shape
 
 GIB = 2**30
 ADAM_BYTES = 8  # two moments in fp32
@@ -35,7 +36,7 @@ class Sizes:
 
 def sizes(model: Any, lengths: list[int], config: TrainConfig, width: int) -> Sizes:
     """Read off a model (partitioned or not) and the lengths of the rows."""
-    counted = [(getattr(p, "ds_numel", p.numel()), p.element_size(), p.requires_grad) for p in model.parameters()]
+    counted = [(whole_shape(p).numel(), p.element_size(), p.requires_grad) for p in model.parameters()]
     shape = model.config
     batch = config.per_device_train_batch_size
     return Sizes(

@@ -246,12 +246,12 @@ def parameter_table(model: Any) -> str:
     for name, parameter in trained:
         kind = re.sub(r"\.\d+\.", ".*.", name.removeprefix("base_model.model.").replace(".default", ""))
         kinds.setdefault(kind, []).append(parameter)
-    shapes = {kind: list(getattr(ps[0], "ds_shape", ps[0].shape)) for kind, ps in kinds.items()}
+    shapes = {kind: list(dist.whole_shape(ps[0])) for kind, ps in kinds.items()}
     rows = [
         f"  {kind}: {len(ps)} x {shapes[kind]} {str(ps[0].dtype).removeprefix('torch.')}" for kind, ps in kinds.items()
     ]
-    count, total = (sum(getattr(p, "ds_numel", p.numel()) for _, p in some) for some in (trained, parameters))
-    size = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for _, p in trained)
+    count, total = (sum(dist.whole_shape(p).numel() for _, p in some) for some in (trained, parameters))
+    size = sum(dist.whole_shape(p).numel() * p.element_size() for _, p in trained)
     summary = f"trainable parameters: {count:,} of {total:,} ({100 * count / total:.4f}%), {size:,} bytes to save"
     return "\n".join(["what trains:", *rows, summary])
 

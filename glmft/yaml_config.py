@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from glmft.errors import ConfigError
+from glmft.errors import ConfigError, nearest
 
 # The demo's sections; what they hold is taken as if it stood at the top level.
 SECTIONS = ("data_config", "training_args", "peft_config", "generation_config")
@@ -41,12 +41,11 @@ def demo_arguments(argv: list[str]) -> list[str]:
     return ["--data_dir", words[0], "--model_name_or_path", words[1], "--config", words[2], *resume, *flags]
 
 
-def yaml_arguments(path: Path, known: Collection[str], nearest: Any, data_dir: str | None = None) -> list[str]:
+def yaml_arguments(path: Path, known: Collection[str], data_dir: str | None = None) -> list[str]:
     """The settings of a YAML file as flags.
 
     Args:
         known: all names of settings, without dashes.
-        nearest: of a wrong name and the known ones, a hint.
         data_dir: what the file's data paths are relative to.
 
     Raises:

@@ -15,6 +15,8 @@ from deepspeed.utils import (
 )
 from torch import Tensor
 
+from glmft.dist import whole_shape
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -27,7 +29,7 @@ def packed(engine: Any, keep: bool) -> Iterator[tuple[str, Tensor]]:
     inner, _ = _inner(engine)
     _relink(engine.optimizer)
     for name, parameter in _trainable(engine):
-        shape = getattr(parameter, "ds_shape", parameter.shape)
+        shape = whole_shape(parameter)
         for key in ("param", *MOMENTS):
             if not _is_partitioned(parameter):
                 value = parameter.detach() if key == "param" else inner.state[parameter][key]

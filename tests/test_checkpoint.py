@@ -9,7 +9,7 @@ from glmft import checkpoint as saved
 from glmft.checkpoint import TrainerState, claim_output, clean, damage, find_resume, point_best, publish, rotate
 from glmft.dist import World
 from glmft.errors import CheckpointError, ConfigError
-from glmft.shards import Shards, StoredTensors
+from glmft.weights import Shards, StoredTensors
 
 ALONE = World(0, 0, 1, torch.device("cpu"), torch.float32)
 
@@ -186,7 +186,7 @@ def test_tensors_are_written_in_shards_and_read_one_by_one(tmp_path):
         shards.add(name, tensor)
     shards.close()
     assert len(list(tmp_path.iterdir())) == 4
-    stored = StoredTensors(tmp_path, "optimizer")
+    stored = StoredTensors(tmp_path.iterdir())
     assert all(torch.equal(stored[name], tensor) for name, tensor in tensors.items())
     assert set(stored) == set(tensors)
 

@@ -19,7 +19,7 @@ LEVELS = [
         "optim",
         "metrics",
         "signals",
-        "shards",
+        "weights",
         "failures",
         "planning",
         "yaml_config",

@@ -20,7 +20,7 @@ def test_sizes_are_read_off_a_model(tiny_model):
 
 def test_partitioned_parameters_count_whole():
     parameter = torch.nn.Parameter(torch.empty(0))
-    parameter.ds_numel = 100
+    parameter.ds_shape = torch.Size((20, 5))
     shape = SimpleNamespace(num_hidden_layers=1, hidden_size=4, ffn_hidden_size=8)
     model = SimpleNamespace(parameters=lambda: [parameter], config=shape)
     assert sizes(model, [3], TrainConfig(), width=2).weights == 400

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glmft.errors import CheckpointError, ConfigError
+from glmft.errors import CheckpointError, ConfigError, one_line
 from glmft.family import FAMILY_KEY, family_of_folder, read_json
 from glmft.models.chatglm import ChatGLM6BForConditionalGeneration
 from glmft.models.chatglm2 import ChatGLM2ForConditionalGeneration
 from glmft.models.configuration import ChatGLM2Config, ChatGLM6BConfig
+from glmft.weights import open_weights, tensor_of
 
 MODELS = {
     "glm": (ChatGLM6BConfig, ChatGLM6BForConditionalGeneration),
@@ -96,44 +96,29 @@ def load_model(config: Any, folder: str | Path, dtype: torch.dtype, attn_impleme
     except Exception as error:  # whatever a torn file makes the readers raise
         for file in files:
             open_weights(file)  # names the broken one
-        raise CheckpointError(f"{folder}: the weights cannot be loaded ({_one_line(error)})") from None
+        raise CheckpointError(f"{folder}: the weights cannot be loaded ({one_line(error)})") from None
     prefix = {name for name in found["missing_keys"] if "prefix_encoder" in name}
     if config.pre_seq_len and not prefix and set(EMBEDDINGS) & set(found["missing_keys"]):
         raise CheckpointError(
             f"{folder}: holds a P-Tuning prefix and no model; name its base with --model_name_or_path, and this folder "
             "with --ptuning_checkpoint"
         )
-    problems = [f"{folder}: {n} is missing from the weights" for n in sorted(set(found["missing_keys"]) - prefix)]
-    problems += [f"{folder}: {n} belongs to no part of the model" for n in sorted(found["unexpected_keys"])]
-    problems += [f"{folder}: {_one_line(m)} has another shape than config.json says" for m in found["mismatched_keys"]]
-    if problems:
-        raise CheckpointError(limited(problems, folder))
+    misshapen = [f"{one_line(m)} has another shape than config.json says" for m in found["mismatched_keys"]]
+    require_fit(folder, set(found["missing_keys"]) - prefix, found["unexpected_keys"], misshapen)
     return model
 
 
-def limited(problems: list[str], folder: Path) -> list[str]:
-    """The first five, and how many more there are."""
-    return problems[:5] + ([f"{folder}: and {len(problems) - 5} more"] if len(problems) > 5 else [])
+def require_fit(folder: Path, missing: Iterable[str], unexpected: Iterable[str], misshapen: Iterable[str]) -> None:
+    """Raises CheckpointError if any tensor does not fit the model: the first five, and how many more there are.
 
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def open_weights(file: Path) -> Any:
-    """A weight file, its tensors still on the disk: a dict, or safetensors' own handle.
-
-    Raises:
-        CheckpointError: it is torn, or something else.
+    Args:
+        misshapen: what is wrong with each tensor of another shape.
     """
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            return safe_open(file, "pt")
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # whatever a torn or foreign file makes the readers raise
-        raise CheckpointError(f"{file}: is torn or no weight file ({_one_line(error)}); copy it again") from None
+    problems = [f"{folder}: {name} is missing from the weights" for name in sorted(missing)]
+    problems += [f"{folder}: {name} belongs to no part of the model" for name in sorted(unexpected)]
+    problems += [f"{folder}: {problem}" for problem in misshapen]
+    if problems:
+        raise CheckpointError(problems[:5] + ([f"{folder}: and {len(problems) - 5} more"] if problems[5:] else []))
 
 
 def read_tensors(folder: Path, names: Iterable[str]) -> dict[str, Tensor]:
@@ -141,9 +126,7 @@ def read_tensors(folder: Path, names: Iterable[str]) -> dict[str, Tensor]:
     wanted, found = set(names), {}
     for file in weight_files(folder):
         held = open_weights(file)
-        get = held.get_tensor if file.suffix == ".safetensors" else held.__getitem__
-        for name in wanted & set(held.keys()):
-            found[name] = get(name)
+        found |= {name: tensor_of(held, name) for name in wanted & set(held.keys())}
     return found
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from glmft.dist import World, gather_objects, give_back_freed_memory, same_fate
-from glmft.errors import CheckpointError
-from glmft.models.loading import MODELS, limited, open_weights, weight_files
+from glmft.models.loading import MODELS, require_fit, weight_files
+from glmft.weights import StoredTensors
 
 
 def load_partitioned(
@@ -42,23 +42,25 @@ def load_partitioned(
     give_back_freed_memory()
     with init_empty_weights(include_buffers=False):
         model = MODELS[config.family][1]._from_config(config, attn_implementation=attn_implementation)
-    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    tied = tied_names(model)
     chosen = trains([name for name, _ in model.named_parameters(remove_duplicate=False)])
     with same_fate():
-        stored = Stored(Path(folder)) if world.is_main else None
-        if stored:
-            stored.check(model)
+        stored = StoredTensors(weight_files(Path(folder))) if world.is_main else None
+        if stored is not None:
+            require_tensors(model, stored, Path(folder))
     for prefix, module in model.named_modules():
         for name, parameter in list(module._parameters.items()):
             full = f"{prefix}.{name}"
             if parameter is None or full in tied:
                 continue
             dtype = trained_in if full in chosen else world.dtype
-            value = stored.get(full).to(dtype, copy=True) if stored else torch.empty(parameter.shape, dtype=dtype)
+            value = torch.empty(parameter.shape, dtype=dtype)
+            if stored is not None:
+                value.copy_(stored[full])
             module._parameters[name] = nn.Parameter(value, requires_grad=False)
             deepspeed.zero.Init(module=holder(module._parameters[name]), config_dict_or_path=ds_config)
         for name, buffer in module._buffers.items():  # small, and the same on every rank
-            own = stored.get(f"{prefix}.{name}") if stored and f"{prefix}.{name}" in stored.files else buffer
+            own = buffer if stored is None else stored.get(f"{prefix}.{name}", buffer)
             buffer.copy_(gather_objects(world, own)[0])
     model.tie_weights()
     return model.eval()
@@ -71,40 +73,18 @@ def holder(parameter: nn.Parameter) -> nn.Module:
     return module
 
 
-class Stored:
-    """The tensors of a folder's files. A file is opened anew for every tensor, so that no mapped page stays."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.files: dict[str, Path] = {}
-        self.shapes: dict[str, list[int]] = {}
-        for file in weight_files(folder):
-            held = open_weights(file)
-            for name in held.keys():  # noqa: SIM118  safetensors' handle cannot be iterated
-                self.files[name] = file
-                self.shapes[name] = list(shape_of(held, name))
-
-    def check(self, model: nn.Module) -> None:
-        """Raises CheckpointError as `load_model` does."""
-        tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-        needed = {name: list(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
-        known = needed.keys() | dict(model.named_buffers()).keys()
-        problems = [
-            f"{self.folder}: {n} is missing from the weights" for n in sorted(needed.keys() - self.shapes.keys() - tied)
-        ]
-        problems += [f"{self.folder}: {n} belongs to no part of the model" for n in sorted(self.shapes.keys() - known)]
-        problems += [
-            f"{self.folder}: {n} {self.shapes[n]} has another shape than config.json says ({shape})"
-            for n, shape in sorted(needed.items())
-            if n in self.shapes and self.shapes[n] != shape
-        ]
-        if problems:
-            raise CheckpointError(limited(problems, self.folder))
-
-    def get(self, name: str) -> Tensor:
-        held = open_weights(self.files[name])
-        return held.get_tensor(name) if self.files[name].suffix == ".safetensors" else held[name]
+def tied_names(model: nn.Module) -> set[str]:
+    """Parameters that are another one under a second name."""
+    return set(getattr(model, "all_tied_weights_keys", None) or {})
 
 
-def shape_of(held: Any, name: str) -> Any:
-    return held[name].shape if isinstance(held, dict) else held.get_slice(name).get_shape()
+def require_tensors(model: nn.Module, stored: StoredTensors, folder: Path) -> None:
+    """Raises CheckpointError as `load_model` does."""
+    needed = {name: list(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+    known = needed.keys() | dict(model.named_buffers()).keys()
+    misshapen = [
+        f"{name} {stored.shapes[name]} has another shape than config.json says ({shape})"
+        for name, shape in sorted(needed.items())
+        if name in stored and stored.shapes[name] != shape
+    ]
+    require_fit(folder, needed.keys() - stored.keys() - tied_names(model), stored.keys() - known, misshapen)

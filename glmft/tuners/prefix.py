@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from glmft.errors import CheckpointError
-from glmft.models.loading import open_weights
 from glmft.tuners.base import ADAPTER_WEIGHTS, Tuner, load_checked, load_named, save_checked, train_only
+from glmft.weights import open_weights
 
 EMBEDDING = "transformer.prefix_encoder.embedding.weight"
 PROJECTION = "transformer.prefix_encoder.trans.0.weight"

@@ -1,10 +1,12 @@
 """Run the training command in 1 or more ranks, quickly: processes fork from one that has imported the libraries."""
 
+import json
 import multiprocessing
 import os
 import resource
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,26 @@ def _rank(rank: int, size: int, port: int, argv: list[str], log: str, harm: Harm
         code = main(argv, command="train", program="train.py")
         sys.stdout.flush()
         os._exit(code)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The figures that a run has written; every line is whole."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def losses(folder: Path) -> list[float]:
+    """The training loss of each of its log lines."""
+    return [line["loss"] for line in metrics(folder)]
+
+
+def wait_for(path: Path, text: str, seconds: float = 60) -> None:
+    """Until a file holds a text."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if path.is_file() and text in path.read_text(encoding="utf-8", errors="replace"):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{path} never held {text!r}")
 
 
 def start(

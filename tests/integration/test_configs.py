@@ -2,10 +2,9 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
-from ranks import ROOT, SLOW, train
+from ranks import ROOT, SLOW, losses, train
 
 import glmft
 
@@ -175,10 +174,6 @@ def plain_losses(uneven, tmp_path_factory) -> list[float]:
     codes, printed = train([*flags, "--output_dir", str(folder / "out")], 2, folder)
     assert codes == [0, 0], printed
     return losses(folder / "out")
-
-
-def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("name", BROUGHT)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import SLOW, train
+from ranks import SLOW, metrics, train
 from safetensors.torch import load_file
 
 import glmft
@@ -17,8 +17,7 @@ STEPS = ["--max_len", "512", "--per_device_train_batch_size", "2", "--show_loss_
 
 
 def figures(folder: Path, name: str) -> dict[int, float]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {row["step"]: row[name] for row in rows if name in row}
+    return {row["step"]: row[name] for row in metrics(folder) if name in row}
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import ROOT, free_port
+from ranks import ROOT, free_port, wait_for
 from safetensors.torch import load_file
-from test_stops import wait_for
 
 BIN = Path(sys.executable).parent
 FLAGS = [

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ranks import BASE, ROOT, SLOW, free_port, train
+from ranks import BASE, ROOT, SLOW, free_port, losses, train
 
 import glmft
 from glmft.cli import main
@@ -42,10 +42,6 @@ def launch(command: list[str], **environment: str) -> subprocess.CompletedProces
     return subprocess.run(
         command, cwd=ROOT, env={**os.environ, **keep}, capture_output=True, text=True, timeout=180, check=False
     )
-
-
-def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("tuner", [t if t == "lora" else pytest.param(t, marks=SLOW) for t in REFERENCE_TUNERS])

@@ -1,13 +1,7 @@
 """Packing and grouping in a run: less padding, and the loss of the same records."""
 
-import json
-
 import pytest
-from ranks import train
-
-
-def metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+from ranks import metrics, train
 
 
 @pytest.mark.parametrize("family", ["glm", "glm2", "glm3"])

@@ -1,12 +1,11 @@
 """A run that goes on from a checkpoint ends with the same bits as one that never stopped."""
 
-import json
 import shutil
 import signal
 
 import pytest
 import torch
-from ranks import train
+from ranks import losses, metrics, train
 from safetensors.torch import load_file
 
 import glmft
@@ -59,8 +58,7 @@ MATRIX = [
 
 def lines(folder) -> list[dict]:
     """The log lines of a run, without what depends on the clock."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: row[k] for k in ("step", "loss", "learning_rate", "grad_norm")} for row in rows]
+    return [{k: row[k] for k in ("step", "loss", "learning_rate", "grad_norm")} for row in metrics(folder)]
 
 
 @pytest.mark.parametrize(
@@ -125,8 +123,7 @@ def test_a_run_goes_on_with_other_ranks_and_another_stage(before, after, uneven,
     shutil.copytree(whole / "checkpoint-4", moved / "checkpoint-4")
     shutil.copy(whole / "train_config.json", moved)
     run_of(after, uneven, moved, tmp_path, "--resume", "4")
-    want = [line["loss"] for line in lines(whole)][4:]
-    assert [line["loss"] for line in lines(moved)] == pytest.approx(want, rel=1e-5)
+    assert losses(moved) == pytest.approx(losses(whole)[4:], rel=1e-5)
     want, got = (load_file(folder / "adapter_model.safetensors") for folder in (whole, moved))
     for name, tensor in want.items():
         assert (got[name] - tensor).abs().max() <= 1e-5 * tensor.abs().max(), name

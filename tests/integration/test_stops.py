@@ -11,21 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import BASE, ROOT, SLOW, start, train
+from ranks import BASE, ROOT, SLOW, start, train, wait_for
 from safetensors.torch import load_file, save_file
 
 STEPS = ["--max_len", "512", "--per_device_train_batch_size", "2", "--max_steps", "40", "--show_loss_step", "1"]
 LORA = ["--train_type", "lora", "--lora_dropout", "0.1", "--save_model_step", "1000"]
-
-
-def wait_for(path: Path, text: str, seconds: float = 60) -> None:
-    """Until a file holds a text."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if path.is_file() and text in path.read_text(encoding="utf-8", errors="replace"):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"{path} never held {text!r}")
 
 
 def finished(ranks, logs) -> tuple[list[int], str]:

@@ -1,10 +1,8 @@
 """Validation while training: the loss of rows that are not trained on, whatever the ranks and micro-batches."""
 
-import json
-
 import pytest
 import torch
-from ranks import BASE, train
+from ranks import BASE, metrics, train
 from safetensors.torch import load_file
 
 import glmft
@@ -14,8 +12,7 @@ from glmft.data.formats import read_records
 
 
 def lines(folder, key: str) -> list[dict]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [line for line in found if key in line]
+    return [line for line in metrics(folder) if key in line]
 
 
 def flags(uneven, *more: str) -> list[str]:

@@ -5,25 +5,30 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glmft.errors import CheckpointError
-from glmft.models.loading import load_config, meta_model
-from glmft.models.partitioned import Stored
+from glmft.models.loading import load_config, meta_model, weight_files
+from glmft.models.partitioned import require_tensors
+from glmft.weights import StoredTensors
+
+
+def check(folder) -> None:
+    require_tensors(meta_model(load_config(folder)), StoredTensors(weight_files(folder)), folder)
 
 
 def problems_of(folder) -> list[str]:
     with pytest.raises(CheckpointError) as error:
-        Stored(folder).check(meta_model(load_config(folder)))
+        check(folder)
     return error.value.problems
 
 
 def test_a_folder_in_the_official_layout_is_accepted(official_folders):
     for folder in official_folders.values():
-        Stored(folder).check(meta_model(load_config(folder)))
+        check(folder)
 
 
 def test_tensors_are_read_as_the_files_hold_them(model_folder):
-    stored, held = Stored(model_folder), load_file(model_folder / "model.safetensors")
+    stored, held = StoredTensors(weight_files(model_folder)), load_file(model_folder / "model.safetensors")
     assert stored.files.keys() == held.keys()
-    assert all(torch.equal(stored.get(name), tensor) for name, tensor in held.items())
+    assert all(torch.equal(stored[name], tensor) for name, tensor in held.items())
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_named(model_folder):
@@ -44,4 +49,4 @@ def test_a_torn_file_is_one_line(model_folder):
     file = model_folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"model.safetensors: is torn or no weight file"):
-        Stored(model_folder)
+        check(model_folder)
