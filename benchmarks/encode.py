@@ -16,10 +16,10 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizer
 
-from glmft.config import EMBEDDED, shipped
 from glmft.data.cache import Recipe, cached_rows
 from glmft.data.encode import Lengths
 from glmft.data.formats import Options
+from glmft.settings.defaults import EMBEDDED, shipped
 from glmft.tokenizers.loading import load_tokenizer
 
 

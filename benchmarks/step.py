@@ -20,12 +20,14 @@ from typing import Any
 import torch
 
 from glmft import engine as loop
-from glmft import run
-from glmft.config import TrainConfig, with_defaults
+from glmft.commands.quiet import quiet
+from glmft.commands.train import prepare, prepare_model
 from glmft.data.sampler import Plan
 from glmft.dist import start
-from glmft.job import Job, autocast, make_batch
-from glmft.optim import make_optimizer
+from glmft.settings.config import TrainConfig
+from glmft.settings.defaults import with_defaults
+from glmft.training.job import Job, autocast, count_supervised, make_batch
+from glmft.training.optim import make_optimizer
 
 SHAPE = {"hidden_size": 384, "num_layers": 6, "num_attention_heads": 6, "kv_channels": 64, "ffn_hidden_size": 1024}
 SHAPE_CUDA = {"hidden_size": 2048, "num_layers": 16, "num_attention_heads": 16, "kv_channels": 128}
@@ -59,8 +61,8 @@ class TakingTurns(Plan):
 class Bare:
     """What a script without a library would do, with DeepSpeed's engine or with torch alone."""
 
-    def __init__(self, model: Any, job: Job, data: Any, with_deepspeed: bool):
-        self.model, self.job, self.data = model, job, data
+    def __init__(self, model: Any, job: Job, with_deepspeed: bool):
+        self.model, self.job = model, job
         self.optimizer = make_optimizer(model, job.config)
         if with_deepspeed:
             import deepspeed
@@ -69,9 +71,9 @@ class Bare:
         self.model.train()
 
     def batches(self, window: list[int]) -> tuple[list[dict], int]:
-        shares = self.job.plan.micro_batches(window, 0)
-        made = [make_batch(self.data, rows, window, self.job) for rows in shares]
-        return made, sum(len(batch["loss_positions"]) for batch in made)
+        rows = self.job.plan.micro_batches(window, 0)
+        batches = [make_batch(self.job.rows, numbers, window, self.job) for numbers in rows]
+        return batches, count_supervised(batches)
 
     def deepspeed_step(self, given: tuple[list[dict], int]) -> None:
         for batch in given[0]:
@@ -111,18 +113,19 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, list[float]]:
         ds_file=args.ds_file,
         output_dir=str(folder / "out"),
     )
-    run.quiet()
+    quiet()
     config = with_defaults(config)[0]
-    (job, loaded, model_config), _ = run.prepare(config, world)
+    prepared = prepare(config, world)
+    job = prepared.job
     job.folder.mkdir()
-    models = [run.prepare_model(job, model_config)[0] for _ in range(3)]
-    bare = Bare(models[1], job, loaded.examples, with_deepspeed=True)
-    raw = Bare(models[2].to(world.device), job, loaded.examples, with_deepspeed=False)
+    models = [prepare_model(job, prepared.model_config)[0] for _ in range(3)]
+    bare = Bare(models[1], job, with_deepspeed=True)
+    raw = Bare(models[2].to(world.device), job, with_deepspeed=False)
     settle = torch.cuda.synchronize if world.device.type == "cuda" else lambda: None
     plain = {f.name: getattr(job.plan, f.name) for f in dataclasses.fields(Plan)}
     others = {"bare DeepSpeed": bare.deepspeed_step, "raw torch": raw.torch_step}
     job.plan = TakingTurns(**plain, others=others, settle=settle)
-    loop.train(models[0], loaded.examples, job)
+    loop.train(models[0], job)
     return {name: seconds[WARM:] for name, seconds in job.plan.seconds.items()}
 
 

@@ -1,23 +1,40 @@
 """glmft: fine-tune ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B with a training loop that you can read and own."""
 
+import importlib
 from typing import Any
 
 from glmft import auto as _auto
 
 __version__ = "0.1.0"
-__all__ = ["TrainConfig", "load", "train"]
+
+# What a notebook needs; each is imported when it is first used, as torch and transformers take seconds.
+_EXPORTS = {
+    "GlmftError": "glmft.errors",
+    "InspectConfig": "glmft.settings.config",
+    "MergeConfig": "glmft.settings.config",
+    "PredictConfig": "glmft.settings.config",
+    "TrainConfig": "glmft.settings.config",
+    "answer": "glmft.inference.generation",
+    "inspect_data": "glmft.commands.inspect_data",
+    "load": "glmft.inference.loading",
+    "merge": "glmft.commands.merge",
+    "predict": "glmft.commands.predict",
+    "quiet": "glmft.commands.quiet",
+    "shipped": "glmft.settings.defaults",
+    "text_scores": "glmft.inference.metrics",
+    "train": "glmft.commands.train",
+    "triple_f1": "glmft.inference.metrics",
+}
+__all__ = sorted(_EXPORTS)
 
 _auto.register()
 
 
 def __getattr__(name: str) -> Any:
-    """Heavy parts load when first used."""
-    if name == "load":
-        from glmft.loading import load as value
-    elif name == "train":
-        from glmft.run import train as value
-    elif name == "TrainConfig":
-        from glmft.config import TrainConfig as value
-    else:
+    if name not in _EXPORTS:
         raise AttributeError(f"module 'glmft' has no attribute {name!r}")
-    return value
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS})

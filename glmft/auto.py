@@ -31,7 +31,7 @@ def _register_models(auto: ModuleType) -> None:
 
 def _register_tokenizers(auto: ModuleType) -> None:
     from glmft.models.configuration import ChatGLM2Config, ChatGLM6BConfig, ChatGLMConfig
-    from glmft.tokenizers.base import ChatGLMTokenizer
+    from glmft.tokenizers.loading import ChatGLMTokenizer
 
     for config in (ChatGLMConfig, ChatGLM6BConfig, ChatGLM2Config):
         auto.AutoTokenizer.register(config, tokenizer_class=ChatGLMTokenizer, exist_ok=True)

@@ -1,16 +1,17 @@
 """The command line: `glmft train|predict|merge`, and train.py, predict.py, merge_lora.py, which call it."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from glmft import __version__
-from glmft.arguments import parse_arguments
-from glmft.config import InspectConfig, MergeConfig, PredictConfig, TrainConfig
-from glmft.dist import end_process, env_rank, parting
+from glmft.dist import alike_on_all_ranks, end_process, env_rank, is_main, parting
 from glmft.errors import GlmftError
-from glmft.metrics import TEXT_SCORES
-from glmft.yaml_config import demo_arguments
+from glmft.inference.metrics import TEXT_SCORES
+from glmft.settings.config import InspectConfig, MergeConfig, PredictConfig, TrainConfig
+from glmft.settings.flags import parse_arguments
+from glmft.settings.yaml_file import demo_arguments
 
 USAGE = f"""glmft {__version__}: fine-tune the ChatGLM family
 
@@ -23,8 +24,9 @@ glmft COMMAND --help lists the settings."""
 
 
 def train(argv: Sequence[str], program: str) -> int:
-    config = parse_arguments(TrainConfig, demo_arguments(list(argv)), program)
-    from glmft.run import train as run
+    with alike_on_all_ranks():
+        config = parse_arguments(TrainConfig, demo_arguments(list(argv)), program)
+    from glmft.commands.train import train as run
 
     with parting():
         run(config)
@@ -33,7 +35,7 @@ def train(argv: Sequence[str], program: str) -> int:
 
 def predict(argv: Sequence[str], program: str) -> int:
     config = parse_arguments(PredictConfig, list(argv), program)
-    from glmft.run import predict as run
+    from glmft.commands.predict import predict as run
 
     results = run(config)
     if "triple" in results:
@@ -46,18 +48,16 @@ def predict(argv: Sequence[str], program: str) -> int:
 def inspect(argv: Sequence[str], program: str) -> int:
     first = [] if not argv or argv[0].startswith("-") else ["--data_path", argv[0]]
     config = parse_arguments(InspectConfig, [*first, *argv[bool(first) :]], program)
-    from glmft.run import inspect as run
+    from glmft.commands.inspect_data import inspect_data
 
-    print(run(config))
+    print(inspect_data(config))
     return 0
 
 
 def merge(argv: Sequence[str], program: str) -> int:
     config = parse_arguments(MergeConfig, list(argv), program)
-    from glmft.merge import merge as run
-    from glmft.run import quiet
+    from glmft.commands.merge import merge as run
 
-    quiet()
     print(f"merged model in {run(config)}")
     return 0
 
@@ -94,15 +94,16 @@ def main(argv: Sequence[str] | None = None, command: str | None = None, program:
                 return 0
             command = arguments.pop(0)
             if command not in COMMANDS:
-                raise GlmftError(f"{command}: no such command; there are {', '.join(COMMANDS)}")
-        return COMMANDS[command](arguments, program or f"glmft {command}")
+                raise GlmftError(f"{command}: no such command; there are {', '.join(COMMANDS)}", of_all_ranks=True)
+        with contextlib.nullcontext() if command == "train" else alike_on_all_ranks():
+            return COMMANDS[command](arguments, program or f"glmft {command}")
     except GlmftError as error:
-        if env_rank() == 0 or error.alone:
-            whose = "" if env_rank() == 0 else f"rank {env_rank()}: "
+        if is_main() or not error.of_all_ranks:
+            whose = "" if is_main() else f"rank {env_rank()}: "
             for problem in error.problems:
                 print(f"{error.label}: {whose}{problem}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
-        if env_rank() == 0:
+        if is_main():
             print("stopped: by SIGINT before training began; nothing is saved", file=sys.stderr, flush=True)
         return 130

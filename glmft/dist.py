@@ -1,4 +1,4 @@
-"""The one place that knows about processes, ranks, devices and the environment."""
+"""The one place that knows about processes, ranks and the environment."""
 
 import atexit
 import contextlib
@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from glmft.device import choose_device, choose_dtype
 from glmft.errors import ConfigError, GlmftError, RankLost
-
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
 class World:
     """This process among all: its rank, how many there are, and what it computes on.
 
-    `host_group` carries the few numbers that ranks tell one another from host to host: no accelerator waits for them.
+    `host_group` carries the few numbers that ranks send one another from host to host: no accelerator waits for them.
     """
 
     rank: int
@@ -44,6 +43,16 @@ def env_rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
+def env_local_rank() -> int:
+    """The rank among those of this host."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def is_main() -> bool:
+    """Whether this is rank 0, or the only process."""
+    return env_rank() == 0
+
+
 def launchers() -> tuple[int, ...]:
     """Ids of the processes that started this rank: its parent, and behind DeepSpeed's `launch` the command itself.
 
@@ -66,41 +75,12 @@ def cache_home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "glmft"
 
 
-def choose_device(device: str) -> Any:
-    """`auto`: this process's accelerator if there is one, else the CPU. Raises ConfigError if `cuda` is not there."""
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
-    if device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-
-
 def name_accelerator() -> None:
     """Tell DeepSpeed that there is none, where there is none: it warns if it has to find out by itself."""
     import torch
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-
-def torch_dtype(dtype: str) -> Any:
-    """torch's number format for a flag's."""
-    import torch
-
-    return getattr(torch, DTYPES[dtype])
-
-
-def choose_dtype(dtype: str, device: Any, preferred: str | None = None) -> Any:
-    """`auto`: what is preferred if the device has it, else bf16 where the accelerator has it, fp32 on a CPU."""
-    import torch
-
-    if dtype == "auto":
-        on_gpu = device.type == "cuda"
-        has = {"fp16": on_gpu, "bf16": not on_gpu or torch.cuda.is_bf16_supported(), None: False}
-        dtype = preferred if has[preferred] else "bf16" if on_gpu and has["bf16"] else "fp32"
-    return torch_dtype(dtype)
 
 
 def start(device: str = "auto", dtype: str = "auto", preferred: str | None = None) -> World:
@@ -112,7 +92,7 @@ def start(device: str = "auto", dtype: str = "auto", preferred: str | None = Non
     Raises:
         ConfigError: a device that is not there, or fp16 on a CPU.
     """
-    chosen = choose_device(device)
+    chosen = choose_device(device, env_local_rank())
     number_format = choose_dtype(dtype, chosen, preferred)
     if dtype == "fp16" and chosen.type == "cpu":
         raise ConfigError("--dtype fp16: DeepSpeed has no fp16 on a CPU; use bf16 or fp32")
@@ -136,35 +116,12 @@ def start(device: str = "auto", dtype: str = "auto", preferred: str | None = Non
     host_group = torch.distributed.new_group(backend="gloo") if backend == "nccl" else None
     return World(
         torch.distributed.get_rank(),
-        int(os.environ["LOCAL_RANK"]),
+        env_local_rank(),
         torch.distributed.get_world_size(),
         chosen,
         number_format,
         host_group,
     )
-
-
-def give_back_freed_memory() -> None:
-    """Let the C library return every large freed block to the system at once, as far as it can be told to.
-
-    glibc raises its own threshold as blocks are freed, and then keeps as much memory as was ever in use.
-    """
-    import ctypes
-
-    threshold, fixed = -3, 1 << 17  # M_MMAP_THRESHOLD in <malloc.h>, and its initial value
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(threshold, fixed)
-
-
-def peak_memory(device: Any) -> int:
-    """The most bytes that this process has held: of the accelerator's memory, or of the host's without one."""
-    if device.type == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @contextlib.contextmanager
@@ -201,13 +158,6 @@ def _leave() -> None:
             dist.destroy_process_group()
 
 
-def is_main() -> bool:
-    """Whether this is rank 0, or the only process."""
-    import torch.distributed as dist
-
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
 def barrier() -> None:
     """Wait until every rank is here."""
     import torch.distributed as dist
@@ -216,27 +166,36 @@ def barrier() -> None:
         dist.barrier()
 
 
-def sum_over_ranks(world: World, *own: float) -> list[float]:
+def sum_over_ranks(world: World, *numbers: float) -> list[float]:
     """Sums of some numbers over all ranks, by way of the hosts. Collective."""
     import torch
     import torch.distributed as dist
 
     if world.size == 1:
-        return list(own)
-    numbers = torch.tensor(own, dtype=torch.float64)
-    dist.all_reduce(numbers, group=world.host_group)
-    return numbers.tolist()
+        return list(numbers)
+    sums = torch.tensor(numbers, dtype=torch.float64)
+    dist.all_reduce(sums, group=world.host_group)
+    return sums.tolist()
 
 
-def gather_objects(world: World, own: Any) -> list[Any]:
+def gather_objects(world: World, value: Any) -> list[Any]:
     """What every rank has, in the order of the ranks. Collective; for small things."""
     import torch.distributed as dist
 
     if world.size == 1:
-        return [own]
-    all_: list[Any] = [None] * world.size
-    dist.all_gather_object(all_, own, group=world.host_group)
-    return all_
+        return [value]
+    values: list[Any] = [None] * world.size
+    dist.all_gather_object(values, value, group=world.host_group)
+    return values
+
+
+@contextlib.contextmanager
+def alike_on_all_ranks() -> Iterator[None]:
+    """What fails in this block, fails on every rank in the same way: rank 0 alone prints it."""
+    try:
+        yield
+    except GlmftError as error:
+        raise type(error)(error.problems, of_all_ranks=True) from None
 
 
 @contextlib.contextmanager
@@ -244,21 +203,19 @@ def same_fate() -> Iterator[None]:
     """All ranks leave this block together: if one of them met a `GlmftError`, every rank raises all their problems."""
     import torch.distributed as dist
 
-    own: GlmftError | None = None
+    problem: GlmftError | None = None
     try:
         yield
     except GlmftError as error:
-        own = error
-    errors: list[GlmftError | None] = [own]
+        problem = error
+    of_ranks: list[GlmftError | None] = [problem]
     if dist.is_initialized() and dist.get_world_size() > 1:
-        errors = [None] * dist.get_world_size()
-        dist.all_gather_object(errors, own)
-    raised = [error for error in errors if error is not None]
+        of_ranks = [None] * dist.get_world_size()
+        dist.all_gather_object(of_ranks, problem)
+    raised = [error for error in of_ranks if error is not None]
     if raised:
-        problems = dict.fromkeys(problem for error in raised for problem in error.problems)
-        error = type(raised[0])(problems)
-        error.agreed = True
-        raise error from None
+        lines = dict.fromkeys(line for error in raised for line in error.problems)
+        raise type(raised[0])(lines, of_all_ranks=True) from None
 
 
 def whole_shape(parameter: Any) -> Any:

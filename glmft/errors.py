@@ -9,16 +9,19 @@ class GlmftError(Exception):
 
     Args:
         problems: one line, or several independent problems, one line each.
+        of_all_ranks: every rank raises the same, so that rank 0 alone prints it.
     """
 
     exit_code = 2
     label = "error"
-    agreed = False  # whether every rank raises the same
-    alone = False  # whether this rank must tell it, as others do not know
 
-    def __init__(self, problems: str | Iterable[str]):
+    def __init__(self, problems: str | Iterable[str], of_all_ranks: bool = False):
         self.problems = [problems] if isinstance(problems, str) else list(problems)
+        self.of_all_ranks = of_all_ranks
         super().__init__("\n".join(self.problems))
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.problems, self.of_all_ranks)
 
 
 class ConfigError(GlmftError):

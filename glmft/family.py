@@ -3,37 +3,16 @@
 All official folders say `model_type: chatglm`; ChatGLM2 and ChatGLM3 differ in their recorded names and little else.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from glmft.errors import ConfigError
+from glmft.files import read_json_if_there
 
 FAMILIES = ("glm", "glm2", "glm3")
 FAMILY_KEY = "glmft_family"
+ADAPTER_JSON, PEFT_JSON = "glmft_adapter.json", "adapter_config.json"  # what an adapter's folder holds
 _NAMES = {"chatglm3": "glm3", "chatglm2": "glm2", "codegeex2": "glm2", "chatglm-6b": "glm"}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        ConfigError: the file is missing, unreadable or not a JSON object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); a model folder holds it") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: is not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: holds a {type(value).__name__}, not a JSON object")
-    return value
-
-
-def read_json_if_there(path: Path) -> dict[str, Any]:
-    """As `read_json`; {} for a file that is not there."""
-    return read_json(path) if path.is_file() else {}
 
 
 def family_of_config(config: dict[str, Any]) -> str | None:

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from glmft.checkpoint import TrainerState
-from glmft.config import TrainConfig
 from glmft.data.sampler import Plan
-from glmft.engine import Step, grad_norm, is_eval_step, is_over, is_save_step, note_best, step_problem
-from glmft.zero_state import scaler_numbers, set_scaler_numbers
+from glmft.engine import StepResult, grad_norm, is_eval_step, is_over, is_save_step, note_best, step_problem
+from glmft.settings.config import TrainConfig
+from glmft.training.state import TrainerState
+from glmft.training.zero_state import scaler_numbers, set_scaler_numbers
 
 PLAN = Plan(records=10, micro_batch=2, accumulation=1, world_size=1, seed=0)  # 5 steps an epoch
 
@@ -50,28 +50,27 @@ def test_a_run_is_over_after_its_last_step():
     assert [is_over(TrainerState(step=n, total_steps=3), TrainConfig()) for n in (2, 3, 4)] == [False, True, True]
 
 
+def result(loss: float = 1.0, norm: float | None = None, applied: bool = False) -> StepResult:
+    return StepResult([loss], loss, norm, applied)
+
+
 def test_a_loss_that_is_no_number_is_never_skipped():
-    done = Step([math.nan], math.nan, None, applied=False)
-    assert step_problem(done, TrainerState(), TrainConfig(), scales=True) == "the loss is nan"
+    assert step_problem(result(math.nan), skipped=1, most_skipped=20) == "the loss is nan"
 
 
 def test_a_gradient_that_is_no_number_stops_at_once_without_a_loss_scaler():
-    done = Step([1.0], 1.0, None, applied=False)
-    assert step_problem(done, TrainerState(), TrainConfig(), scales=False) == "the gradient is not finite"
+    assert step_problem(result(), skipped=1, most_skipped=0) == "the gradient is not finite"
 
 
 def test_the_loss_scaler_may_skip_some_steps_in_a_row():
-    state, config = TrainerState(), TrainConfig(max_skipped_steps=2)
-    skipped, applied = Step([1.0], 1.0, None, applied=False), Step([1.0], 1.0, None, applied=True)
-    told = [step_problem(done, state, config, scales=True) for done in (skipped, skipped, applied, skipped, skipped)]
-    assert told == [None] * 5
-    assert step_problem(skipped, state, config, scales=True) == "the gradient is not finite for 3 steps"
+    assert [step_problem(result(), skipped, most_skipped=2) for skipped in (0, 1, 2)] == [None] * 3
+    assert step_problem(result(), skipped=3, most_skipped=2) == "the gradient is not finite for 3 steps"
 
 
 @pytest.mark.parametrize(("own", "engines", "shown"), [(2.0, None, 2.0), (None, 3.0, 3.0), (None, math.inf, None)])
 def test_the_norm_is_deepspeeds_or_under_zero_0_our_own(own, engines, shown):
     engine = SimpleNamespace(get_global_grad_norm=lambda: engines)
-    assert grad_norm(engine, Step([1.0], 1.0, own, applied=True)) == shown
+    assert grad_norm(engine, result(norm=own, applied=True)) == shown
 
 
 def test_the_loss_scalers_numbers_go_through_a_checkpoint():

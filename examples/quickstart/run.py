@@ -62,31 +62,27 @@ def main() -> None:
     args = parser.parse_args()
 
     import glmft
-    from glmft.config import MergeConfig
-    from glmft.generation import answer
-    from glmft.merge import merge
-    from glmft.metrics import triple_f1
-    from glmft.run import quiet
 
-    quiet()
+    glmft.quiet()
     questions, labels = read("test.json")
     new_questions, new_labels = read("test_new_patterns.json")
     model, tokenizer = glmft.load()
-    before = answer(model, tokenizer, questions, batch_size=64, max_new_tokens=48)
+    before = glmft.answer(model, tokenizer, questions, batch_size=64, max_new_tokens=48)
 
     folder = ROOT / "output" / f"quickstart-{args.train_type}"
     train(args.train_type, args.seed, folder)
-    trained = merge(MergeConfig(model_dir=str(folder))) if args.train_type == "lora" else folder
+    trained = glmft.merge(glmft.MergeConfig(model_dir=str(folder))) if args.train_type == "lora" else folder
     model, tokenizer = glmft.load(trained)
-    after = answer(model, tokenizer, questions, batch_size=64, max_new_tokens=48)
-    new = answer(model, tokenizer, new_questions, batch_size=64, max_new_tokens=48)
+    after = glmft.answer(model, tokenizer, questions, batch_size=64, max_new_tokens=48)
+    new = glmft.answer(model, tokenizer, new_questions, batch_size=64, max_new_tokens=48)
 
     for question, label, old, answered in list(zip(questions, labels, before, after, strict=True))[:SHOWN]:
         print(f"\nInput:         {question}\nLabel:         {shown(label)}")
         print(f"Output before: {shown(old)}\nOutput after:  {shown(answered)}")
     print(f"\n{'merged model' if trained != folder else 'adapter'} in {trained}")
-    print(f"triple F1 on sentence patterns never trained: {triple_f1(new, new_labels)['f1']:.3f}")
-    print(f"triple F1 before {triple_f1(before, labels)['f1']:.3f} after {triple_f1(after, labels)['f1']:.3f}")
+    scores = [glmft.triple_f1(*pair)["f1"] for pair in ((before, labels), (after, labels), (new, new_labels))]
+    print(f"triple F1 on sentence patterns never trained: {scores[2]:.3f}")
+    print(f"triple F1 before {scores[0]:.3f} after {scores[1]:.3f}")
 
 
 def shown(text: str) -> str:

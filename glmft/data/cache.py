@@ -9,8 +9,6 @@ import hashlib
 import itertools
 import json
 import multiprocessing
-import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +21,7 @@ from glmft.data.encode import EncodingReport, Example, LazyRows, Lengths, encode
 from glmft.data.formats import MOST_PROBLEMS, Options, convert, file_format, require_records
 from glmft.data.read import raw_records
 from glmft.errors import DataError
+from glmft.files import new_folder, write_json
 
 LAYOUT = 1  # raise it when rows come out differently
 CHUNK = 1000  # records that a process encodes at a time
@@ -49,7 +48,7 @@ class Chunk:
     rejected: list[tuple[str, str]] = field(default_factory=list)
 
 
-class Rows(LazyRows):
+class CachedRows(LazyRows):
     """The rows of a cache, read from the disk as they are asked for."""
 
     def __init__(self, folder: Path):
@@ -70,7 +69,7 @@ class Rows(LazyRows):
         return Example(row["ids"], tuple(zip(flat[::2], flat[1::2], strict=True)), row["place"])
 
 
-def cached_rows(files: Sequence[Path], recipe: Recipe, tokenizer: Any, home: Path, workers: int) -> Rows:
+def cached_rows(files: Sequence[Path], recipe: Recipe, tokenizer: Any, home: Path, workers: int) -> CachedRows:
     """The rows of some files, from their cache, which is made first if need be.
 
     Args:
@@ -92,7 +91,7 @@ def cached_rows(files: Sequence[Path], recipe: Recipe, tokenizer: Any, home: Pat
         with FileLock(home / f"{folder.name}.lock"):
             if not (folder / SUMMARY).is_file():
                 build(folder, files, recipe, tokenizer, workers)
-    return Rows(folder)
+    return CachedRows(folder)
 
 
 def key_of(files: Sequence[Path], recipe: Recipe, tokenizer: Any) -> str:
@@ -116,31 +115,26 @@ def build(folder: Path, files: Sequence[Path], recipe: Recipe, tokenizer: Any, w
     from datasets.arrow_writer import ArrowWriter
     from tqdm import tqdm
 
-    aside = folder.with_name(f".making-{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)  # of one that was killed
-    aside.mkdir()
     report, rejected = EncodingReport(), []
     try:
-        columns = Features.from_arrow_schema(schema())
-        bar = tqdm(desc="encoding", unit=" records", disable=None)  # on a terminal only
-        with bar, ArrowWriter(features=columns, path=str(aside / ROWS)) as writer:
-            for chunk in encoded_chunks(files, recipe, tokenizer, workers):
-                bar.update(chunk.report.read)
-                rejected += chunk.rejected
-                if recipe.options.on_bad_record == "error" and len(rejected) >= MOST_PROBLEMS:
-                    break
-                report.add(chunk.report)
-                writer.write_table(chunk.table)
-            writer.finalize()
-        require_records(report.read, rejected, files, recipe.options)
-        report.require_rows(recipe.lengths)
-        summary = {"report": {k: v for k, v in asdict(report).items() if k != "lengths"}, "rejected": rejected}
-        (aside / SUMMARY).write_text(json.dumps(summary, ensure_ascii=False), encoding="utf-8")
-        os.replace(aside, folder)
+        with new_folder(folder) as aside:
+            columns = Features.from_arrow_schema(schema())
+            bar = tqdm(desc="encoding", unit=" records", disable=None)  # on a terminal only
+            with bar, ArrowWriter(features=columns, path=str(aside / ROWS)) as writer:
+                for chunk in encoded_chunks(files, recipe, tokenizer, workers):
+                    bar.update(chunk.report.read)
+                    rejected += chunk.rejected
+                    if recipe.options.on_bad_record == "error" and len(rejected) >= MOST_PROBLEMS:
+                        break
+                    report.add(chunk.report)
+                    writer.write_table(chunk.table)
+                writer.finalize()
+            require_records(report.read, rejected, files, recipe.options)
+            report.require_rows(recipe.lengths)
+            summary = {"report": {k: v for k, v in asdict(report).items() if k != "lengths"}, "rejected": rejected}
+            write_json(aside / SUMMARY, summary)
     except OSError as error:
-        raise DataError(f"{aside}: could not be written ({error.strerror}); make room or name a --cache_dir") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        raise DataError(f"{folder}: could not be written ({error.strerror}); make room or name a --cache_dir") from None
 
 
 def encoded_chunks(files: Sequence[Path], recipe: Recipe, tokenizer: Any, workers: int) -> Iterator[Chunk]:

@@ -35,14 +35,14 @@ class Plan:
     lengths: Sequence[int] | None = None
 
     @property
-    def window(self) -> int:
+    def window_size(self) -> int:
         """Records in a full optimizer step, all ranks together."""
         return self.micro_batch * self.accumulation * self.world_size
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch; a short last window is a step too."""
-        return math.ceil(self.records / self.window)
+        return math.ceil(self.records / self.window_size)
 
     def total_steps(self, epochs: int, max_steps: int | None) -> int:
         return max_steps or epochs * self.steps_per_epoch
@@ -53,13 +53,14 @@ class Plan:
         order = torch.randperm(self.records, generator=generator).tolist()
         if self.lengths is None:
             return order
-        whole = len(order) // self.window * self.window
-        windows = []
-        for first in range(0, whole, GROUPED * self.window):
-            group = sorted(order[first : min(first + GROUPED * self.window, whole)], key=self.lengths.__getitem__)
-            windows += [group[i : i + self.window] for i in range(0, len(group), self.window)]
+        size, windows = self.window_size, []
+        in_full_windows = len(order) // size * size
+        for first in range(0, in_full_windows, GROUPED * size):
+            end = min(first + GROUPED * size, in_full_windows)
+            group = sorted(order[first:end], key=self.lengths.__getitem__)
+            windows += [group[i : i + size] for i in range(0, len(group), size)]
         shuffled = torch.randperm(len(windows), generator=generator).tolist()
-        return [record for i in shuffled for record in windows[i]] + order[whole:]
+        return [record for i in shuffled for record in windows[i]] + order[in_full_windows:]
 
     def windows(self, start: int, total: int) -> Iterator[tuple[int, list[int]]]:
         """(step, record numbers) for optimizer steps `start` to `total - 1`."""
@@ -68,8 +69,8 @@ class Plan:
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
                 order = self.order(epoch)
-            first = (step % self.steps_per_epoch) * self.window
-            yield step, order[first : first + self.window]
+            first = (step % self.steps_per_epoch) * self.window_size
+            yield step, order[first : first + self.window_size]
 
     def micro_batches(self, window: list[int], rank: int) -> list[list[int]]:
         """This rank's share of a window, micro-batch by micro-batch. All ranks get equally many; some may be empty."""

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from glmft.errors import CheckpointError, ConfigError, one_line
-from glmft.family import FAMILY_KEY, family_of_folder, read_json
+from glmft.family import FAMILY_KEY, family_of_folder
+from glmft.files import read_json
 from glmft.models.chatglm import ChatGLM6BForConditionalGeneration
 from glmft.models.chatglm2 import ChatGLM2ForConditionalGeneration
 from glmft.models.configuration import ChatGLM2Config, ChatGLM6BConfig

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from glmft.dist import World, gather_objects, give_back_freed_memory, same_fate
+from glmft.device import give_back_freed_memory
+from glmft.dist import World, gather_objects, same_fate
 from glmft.models.loading import MODELS, require_fit, weight_files
 from glmft.weights import StoredTensors
 

@@ -11,13 +11,14 @@ from transformers import PreTrainedTokenizer
 from transformers.utils import PaddingStrategy
 
 from glmft.errors import ConfigError
-from glmft.family import FAMILY_KEY, family_of_folder, read_json_if_there
+from glmft.family import FAMILY_KEY
+from glmft.files import read_json_if_there
 
 Message = dict[str, Any]
 
 
-class ChatGLMTokenizer(PreTrainedTokenizer):
-    """The name that official folders record. `from_pretrained` returns the class of the family that the folder holds.
+class FamilyTokenizer(PreTrainedTokenizer):
+    """What the tokenizers of the families share.
 
     Text comes in by two ways. A call of the tokenizer is the official one, quirks included. `encode_text` and
     `chat_ids` put special tokens in by id alone: what a user writes stays text.
@@ -37,14 +38,10 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     family: str
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> "ChatGLMTokenizer":
-        if cls is not ChatGLMTokenizer:
-            tokenizer = super().from_pretrained(folder, *args, **kwargs)
-            tokenizer.recorded = read_json_if_there(Path(folder) / "tokenizer_config.json")
-            return tokenizer
-        from glmft.tokenizers.loading import TOKENIZERS
-
-        return TOKENIZERS[family_of_folder(folder, kwargs.pop("mode", None))].from_pretrained(folder, *args, **kwargs)
+    def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> "FamilyTokenizer":
+        tokenizer = super().from_pretrained(folder, *args, **kwargs)
+        tokenizer.recorded = read_json_if_there(Path(folder) / "tokenizer_config.json")
+        return tokenizer
 
     def __init__(self, vocab_file: str, padding_side: str = "left", **kwargs: Any):
         if not Path(vocab_file).is_file():

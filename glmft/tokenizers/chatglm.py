@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from glmft.family import read_json_if_there
-from glmft.tokenizers.base import ChatGLMTokenizer, Message, rounds_of
+from glmft.files import read_json_if_there
+from glmft.tokenizers.base import FamilyTokenizer, Message, rounds_of
 
 LONGEST_BLANK = 80
 # The first revision of the official folder: 20,000 ids of image tokens stand before the vocabulary.
 IMAGE_TOKENS, VOCABULARY_WITH_IMAGES = 20000, 150528
 
 
-class ChatGLM6BTokenizer(ChatGLMTokenizer):
+class ChatGLM6BTokenizer(FamilyTokenizer):
     """
     Args:
         num_image_tokens: ids before the vocabulary, `<image_0>` and on.

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from glmft.tokenizers.base import ChatGLMTokenizer, Message, rounds_of
+from glmft.tokenizers.base import FamilyTokenizer, Message, rounds_of
 
 
-class ChatGLM2Tokenizer(ChatGLMTokenizer):
+class ChatGLM2Tokenizer(FamilyTokenizer):
     family = "glm2"
 
     def __init__(self, vocab_file: str, **kwargs: Any):

@@ -7,13 +7,13 @@ from typing import Any
 
 from transformers import BatchEncoding
 
-from glmft.tokenizers.base import ChatGLMTokenizer, Message
+from glmft.tokenizers.base import FamilyTokenizer, Message
 
 ROLES = ("system", "user", "assistant", "observation")
 TOOLS_SENTENCE = "Answer the following questions as best as you can. You have access to the following tools:"
 
 
-class ChatGLM3Tokenizer(ChatGLMTokenizer):
+class ChatGLM3Tokenizer(FamilyTokenizer):
     """
     Args:
         encode_special_tokens: `tokenize` and calls of the tokenizer read role tokens out of the text, as the official
@@ -21,7 +21,7 @@ class ChatGLM3Tokenizer(ChatGLMTokenizer):
     """
 
     family = "glm3"
-    special_tokens = (*ChatGLMTokenizer.special_tokens, *(f"<|{role}|>" for role in ROLES))
+    special_tokens = (*FamilyTokenizer.special_tokens, *(f"<|{role}|>" for role in ROLES))
 
     def __init__(self, vocab_file: str, encode_special_tokens: bool = False, **kwargs: Any):
         self.encode_special_tokens = encode_special_tokens

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from glmft.config import TrainConfig
 from glmft.dist import gathered, is_main
 from glmft.errors import CheckpointError
-from glmft.family import read_json
+from glmft.family import ADAPTER_JSON
+from glmft.files import read_json
+from glmft.settings.config import TrainConfig
 
-ADAPTER_JSON = "glmft_adapter.json"
 ADAPTER_WEIGHTS = "glmft_adapter.safetensors"
 
 
@@ -93,11 +93,11 @@ def train_only(model: nn.Module, names: Iterable[str] | None = None) -> None:
     chosen = None if names is None else set(names)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(chosen is None or name in chosen)
-    hold_trainable(model, torch.float32)
+    cast_trainable(model, torch.float32)
 
 
-def hold_trainable(model: nn.Module, dtype: torch.dtype) -> None:
-    """Hold what trains in a number format."""
+def cast_trainable(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give what trains a number format."""
     for parameter in model.parameters():
         # What ZeRO-3 has partitioned was loaded in its number format.
         if parameter.requires_grad and parameter.dtype != dtype and not hasattr(parameter, "ds_id"):

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from glmft.config import split_names
+from glmft.settings.config import split_names
 from glmft.tuners.base import Tuner, train_only
 
 PARTS = {"all": ".", "attention": "attention.", "mlp": ".mlp."}

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from glmft.config import split_names
 from glmft.errors import CheckpointError
-from glmft.tuners.base import Tuner, gather_named, hold_trainable, load_checked, save_checked
+from glmft.settings.config import split_names
+from glmft.tuners.base import Tuner, cast_trainable, gather_named, load_checked, save_checked
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -47,7 +47,7 @@ class Lora(Tuner):
     name: ClassVar[str] = "lora"
 
     @property
-    def targets(self) -> list[str]:
+    def target_modules(self) -> list[str]:
         names = [name for given in split_names(self.lora_module_name) for name in PRESETS.get(given, [given])]
         return list(dict.fromkeys(names))
 
@@ -58,7 +58,7 @@ class Lora(Tuner):
         there = ", ".join(sorted({last(name) for name in modules if name}))
         problems = [
             f"--lora_module_name {name}: matches no linear module; valid names are {', '.join([*valid, *PRESETS])}"
-            for name in self.targets or ["(empty)"]
+            for name in self.target_modules or ["(empty)"]
             if not any(is_at(full, name) for full in linear)
         ]
         return problems + [
@@ -81,7 +81,7 @@ class Lora(Tuner):
             r=self.lora_dim,
             lora_alpha=alpha,
             lora_dropout=self.lora_dropout,
-            target_modules=self.targets,
+            target_modules=self.target_modules,
             bias="none",
             use_rslora=self.use_rslora,
             use_dora=self.use_dora,
@@ -89,7 +89,7 @@ class Lora(Tuner):
             modules_to_save=split_names(self.modules_to_save) or None,
         )
         model = get_peft_model(model, config)
-        hold_trainable(model, torch.float32)  # peft does so with its own parameters, not with whole modules
+        cast_trainable(model, torch.float32)  # peft does so with its own parameters, not with whole modules
         if self.is_pissa:
             self.initial = {n: p.detach().to("cpu", copy=True) for n, p in model.named_parameters() if "lora_" in n}
         return model
@@ -123,14 +123,23 @@ class Lora(Tuner):
         self.save_description(folder, base)
 
     def load(self, model: nn.Module, folder: Path) -> nn.Module:
-        from peft import PeftModel
+        return load_lora(model, folder)
 
-        load_checked(folder / WEIGHTS)
-        try:
-            return PeftModel.from_pretrained(model, folder)
-        except (RuntimeError, ValueError, TypeError, json.JSONDecodeError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{folder}: the LoRA weights do not fit the base model ({reason})") from None
+
+def load_lora(model: nn.Module, folder: Path) -> nn.Module:
+    """Put a LoRA folder, ours or one that peft wrote, onto its base model.
+
+    Raises:
+        CheckpointError: the weights are missing, torn, or of another base.
+    """
+    from peft import PeftModel
+
+    load_checked(folder / WEIGHTS)
+    try:
+        return PeftModel.from_pretrained(model, folder)
+    except (RuntimeError, ValueError, TypeError, json.JSONDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{folder}: the LoRA weights do not fit the base model ({reason})") from None
 
 
 def as_plain_lora(trained: dict[str, Tensor], initial: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -81,13 +81,13 @@ def test_a_killed_build_leaves_no_broken_cache(data, tokenizer, tmp_path, monkey
     monkeypatch.setattr(module, "CHUNK", 40)
     monkeypatch.setattr(module, "encoded_chunks", killed)
     remove = shutil.rmtree
-    monkeypatch.setattr(module.shutil, "rmtree", lambda *args, **options: None)  # as if there had been no time to tidy
+    monkeypatch.setattr(shutil, "rmtree", lambda *args, **options: None)  # as if there had been no time to tidy
     with pytest.raises(KeyboardInterrupt):
         cached_rows([data], recipe(), tokenizer, tmp_path / "cache", 1)
-    monkeypatch.setattr(module.shutil, "rmtree", remove)
+    monkeypatch.setattr(shutil, "rmtree", remove)
     monkeypatch.setattr(module, "encoded_chunks", chunks)
     assert len(cached_rows([data], recipe(), tokenizer, tmp_path / "cache", 1)) == 300
-    assert not [p for p in (tmp_path / "cache").iterdir() if p.name.startswith(".making")]
+    assert not [p for p in (tmp_path / "cache").iterdir() if p.name.startswith(".writing-")]
 
 
 def test_bad_records_stop_the_build_or_are_kept_with_the_cache(data, tokenizer, tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from glmft.metrics import text_score, text_scores
+from glmft.inference.metrics import text_score, text_scores
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ LORA = ["--train_type", "lora", "--lora_module_name", "query_key_value,dense", "
 SECONDS = 120
 # What a run imports, DeepSpeed's check of optimizers (which takes two seconds) included.
 PRELOADED = [
-    *("glmft.engine", "glmft.tuners", "glmft.run", "glmft.models.partitioned", "glmft.planning", "glmft.data.show"),
+    *("glmft.engine", "glmft.tuners", "glmft.commands.train", "glmft.models.partitioned", "glmft.data.show"),
     *("peft", "datasets", "accelerate.tracking", "torch.utils.tensorboard", "deepspeed.runtime.zero.utils"),
     *("deepspeed.runtime.zero.muon.original_muon", "matplotlib.figure", "matplotlib.backends.backend_agg"),
     *("jieba", "nltk.translate.bleu_score", "rouge_chinese", "torch.distributed.tensor", "torch._inductor"),
@@ -49,6 +49,7 @@ class Harm:
 
     def befall(self, rank: int) -> None:
         from glmft import engine
+        from glmft.training import evaluation, longest_batch
 
         passes, real = 0, engine.summed_loss
 
@@ -64,7 +65,8 @@ class Harm:
             passes += 1  # the first is that of the longest batch
             return loss
 
-        engine.summed_loss = harmed
+        for module in (engine, evaluation, longest_batch):
+            module.summed_loss = harmed
         for kind, limit in ((resource.RLIMIT_FSIZE, self.file_bytes), (resource.RLIMIT_AS, self.address_bytes)):
             if limit:
                 resource.setrlimit(kind, (limit, limit))

@@ -10,8 +10,8 @@ from ranks import SLOW, metrics, train
 from safetensors.torch import load_file
 
 import glmft
-from glmft.evaluation import scores
-from glmft.generation import answer
+from glmft.inference.generation import answer
+from glmft.training.evaluation import scores
 
 STEPS = ["--max_len", "512", "--per_device_train_batch_size", "2", "--show_loss_step", "1", "--train_type", "lora"]
 

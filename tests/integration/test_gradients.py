@@ -7,12 +7,12 @@ import torch
 from ranks import BASE, LORA, train
 
 import glmft
-from glmft.checkpoint import open_optimizer
-from glmft.config import TrainConfig
 from glmft.data.collate import collate
 from glmft.data.encode import Lengths, encode_records
 from glmft.data.formats import read_records
 from glmft.data.sampler import Plan
+from glmft.settings.config import TrainConfig
+from glmft.training.checkpoint import open_optimizer
 from glmft.tuners import make_tuner
 
 SEED = 7

@@ -14,7 +14,7 @@ from ranks import BASE, ROOT, SLOW, free_port, losses, train
 
 import glmft
 from glmft.cli import main
-from glmft.generation import answer
+from glmft.inference.generation import answer
 
 BIN = Path(sys.executable).parent
 REFERENCE_FLAGS = [

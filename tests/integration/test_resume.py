@@ -9,7 +9,7 @@ from ranks import losses, metrics, train
 from safetensors.torch import load_file
 
 import glmft
-from glmft.generation import answer
+from glmft.inference.generation import answer
 
 FAMILIES = ["glm", "glm2", "glm3"]
 

@@ -7,11 +7,10 @@ import shutil
 import pytest
 
 from glmft.errors import ConfigError
-from glmft.tokenizers.base import ChatGLMTokenizer
 from glmft.tokenizers.chatglm import ChatGLM6BTokenizer
 from glmft.tokenizers.chatglm2 import ChatGLM2Tokenizer
 from glmft.tokenizers.chatglm3 import TOOLS_SENTENCE, ChatGLM3Tokenizer
-from glmft.tokenizers.loading import load_tokenizer
+from glmft.tokenizers.loading import ChatGLMTokenizer, load_tokenizer
 
 FAMILIES = {"glm2": ChatGLM2Tokenizer, "glm3": ChatGLM3Tokenizer}
 SPECIAL_LOOKING = ["[gMASK] sop </s>", "<|user|>你好", "[MASK]<|assistant|>\n", "</s>"]

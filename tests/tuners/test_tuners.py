@@ -9,14 +9,14 @@ from safetensors.torch import load_file
 
 import glmft
 from examples.official_layout import SMALL, make_checkpoint
-from glmft.config import TrainConfig
 from glmft.data.collate import collate
 from glmft.data.encode import Lengths, encode_records
 from glmft.data.formats import single
 from glmft.errors import CheckpointError, ConfigError
 from glmft.models.loading import load_config, load_model, meta_model
-from glmft.optim import make_optimizer, set_learning_rate
+from glmft.settings.config import TrainConfig
 from glmft.tokenizers.loading import load_tokenizer
+from glmft.training.optim import make_optimizer, set_learning_rate
 from glmft.tuners import TUNERS
 from glmft.tuners.freeze import Freeze, matching
 from glmft.tuners.full import Full
@@ -258,9 +258,14 @@ def test_lora_plus_gives_b_its_own_learning_rate(tiny_model):
 
 
 def test_presets_name_the_linear_modules_of_attention_and_mlp():
-    assert Lora(1, 1, 0, "attention").targets == ["query_key_value", "dense"]
-    assert Lora(1, 1, 0, "mlp").targets == ["dense_h_to_4h", "dense_4h_to_h"]
-    assert Lora(1, 1, 0, "dense,all-linear").targets == ["dense", "query_key_value", "dense_h_to_4h", "dense_4h_to_h"]
+    assert Lora(1, 1, 0, "attention").target_modules == ["query_key_value", "dense"]
+    assert Lora(1, 1, 0, "mlp").target_modules == ["dense_h_to_4h", "dense_4h_to_h"]
+    assert Lora(1, 1, 0, "dense,all-linear").target_modules == [
+        "dense",
+        "query_key_value",
+        "dense_h_to_4h",
+        "dense_4h_to_h",
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------- freezing

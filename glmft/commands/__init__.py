@@ -1,0 +1,1 @@
+"""One file a command: what `glmft COMMAND` does, given its settings."""

@@ -1,0 +1,77 @@
+"""`glmft predict`: answer every record of a file and score the answers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from glmft.commands.quiet import quiet
+from glmft.commands.rows import write_rejected
+from glmft.errors import ConfigError
+from glmft.inference.loading import load, locate
+from glmft.inference.metrics import text_scores, triple_f1, triple_lines
+from glmft.settings.checks import length_problems
+from glmft.settings.config import PredictConfig
+from glmft.settings.defaults import EMBEDDED, shipped
+from glmft.settings.sources import find_sources
+
+
+def predict(config: PredictConfig) -> dict[str, Any]:
+    """Answer every record of a file; write generated_predictions.txt and predict_results.json; return the results."""
+    from glmft.data.dataset import lengths_of, read_all
+    from glmft.inference.generation import answer
+
+    test_path = config.test_path or str(shipped(f"{EMBEDDED}/test.json"))
+    problems = length_problems(config)
+    if problems:
+        raise ConfigError(problems)
+    sources = find_sources(test_path, "--test_path")
+    place = locate(config.model_name_or_path, config.base_model_path)
+    folder = prediction_folder(config, place.adapter)
+    records, rejected = read_all(sources, config)
+    records = records[: config.max_samples]
+    write_rejected(folder, rejected)
+    quiet()
+    model, tokenizer = load(
+        config.model_name_or_path,
+        mode=config.mode,
+        dtype=config.dtype,
+        device=config.device,
+        base_model_path=config.base_model_path,
+        prefix=config.ptuning_checkpoint,
+        attn_implementation=config.attn_implementation,
+    )
+    from tqdm import tqdm
+
+    with tqdm(total=len(records), unit="record", disable=None) as bar:
+        answers = answer(
+            model,
+            tokenizer,
+            [record.question for record in records],
+            batch_size=config.per_device_eval_batch_size,
+            max_src_len=lengths_of(config, tokenizer.family).max_src_len,
+            max_new_tokens=config.max_new_tokens,
+            template=config.template,
+            advance=bar.update,
+        )
+    labels = [record.answer for record in records]
+    rows = [{"labels": label, "predict": text} for label, text in zip(labels, answers, strict=True)]
+    results: dict[str, Any] = {"records": len(records)}
+    results |= {f"predict_{name}": round(value, 4) for name, value in text_scores(answers, labels).items()}
+    if any(triple_lines(label) for label in labels):
+        results["triple"] = triple_f1(answers, labels)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "generated_predictions.txt").write_text(lines, encoding="utf-8")
+    (folder / "predict_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return {**results, "folder": str(folder), "rows": rows}
+
+
+def prediction_folder(config: PredictConfig, adapter: Path | None) -> Path:
+    """Where predictions go, made if need be. Raises ConfigError if it cannot be written or holds predictions."""
+    folder = Path(config.output_dir) if config.output_dir else (adapter or Path("output")) / "predict"
+    if (folder / "generated_predictions.txt").exists():
+        raise ConfigError(f"{folder}: holds predictions already; name another folder with --output_dir")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output_dir {folder}: cannot be written ({error.strerror})") from None
+    return folder

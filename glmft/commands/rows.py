@@ -1,0 +1,37 @@
+"""From data settings to the rows that a model learns, for training and for a look at them."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from glmft.data.dataset import Rows, lengths_of, load_rows, packed, split
+from glmft.dist import cache_home
+from glmft.settings.config import LearningSettings, TrainConfig
+from glmft.settings.sources import Source, find_sources
+
+
+def training_rows(config: TrainConfig, tokenizer: Any) -> tuple[Rows, Rows | None]:
+    """What is trained on, packed if so asked, and what is validated on (None: nothing). Raises DataError."""
+    rows, validation = learned_rows(config, find_sources(config.train_path), tokenizer, config.seed), None
+    if config.val_ratio:
+        rows, validation = split(rows, config.val_ratio, config.seed)
+    elif config.val_path:
+        validation = learned_rows(config, find_sources(config.val_path, "--val_path"), tokenizer, config.seed)
+    if config.packing:
+        rows = packed(rows, lengths_of(config, tokenizer.family).max_len, config.seed)
+    return rows, validation
+
+
+def learned_rows(settings: LearningSettings, sources: list[Source], tokenizer: Any, seed: int) -> Rows:
+    """What is learned of some files, from their cache. Raises DataError."""
+    home = Path(settings.cache_dir) if settings.cache_dir else cache_home()
+    workers = settings.num_proc or min(8, os.cpu_count() or 1)
+    return load_rows(sources, settings, tokenizer, seed, home, workers)
+
+
+def write_rejected(folder: Path, rejected: list[tuple[str, str]]) -> None:
+    """The bad records of the data, a line each: where it stands and what is wrong with it."""
+    if rejected:
+        lines = (json.dumps({"place": p, "reason": r}, ensure_ascii=False) + "\n" for p, r in rejected)
+        (folder / "rejected.jsonl").write_text("".join(lines), encoding="utf-8")

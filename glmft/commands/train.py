@@ -1,0 +1,211 @@
+"""`glmft train`: a training run, from its settings to the loop."""
+
+import random
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glmft import dist
+from glmft.commands.quiet import quiet
+from glmft.commands.rows import training_rows, write_rejected
+from glmft.device import DTYPES, torch_dtype
+from glmft.errors import ConfigError
+from glmft.files import remove_leftovers, write_json
+from glmft.inference.loading import locate
+from glmft.settings.checks import check
+from glmft.settings.config import TrainConfig, to_json
+from glmft.settings.deepspeed import asked_precision, resolve
+from glmft.settings.defaults import find_ds_file, with_defaults
+
+
+def train(config: TrainConfig) -> Any:
+    """One training run, from settings to saved weights; with a launcher one rank of it, without one the only rank.
+
+    Returns:
+        The run's `TrainResult`.
+
+    Raises:
+        GlmftError: settings, data, model or output folder that cannot be used; every rank raises the same lines.
+    """
+    with dist.alike_on_all_ranks():
+        config, messages = with_defaults(config)
+        problems = check(config)
+        if problems:
+            raise ConfigError(problems)
+        world = dist.start(config.device, config.dtype, asked_precision(find_ds_file(config.ds_file)))
+    if not config.verbose:
+        quiet()
+    from glmft import engine
+    from glmft.training.checkpoint import ResumePoint, find_resume
+    from glmft.training.failures import explained
+    from glmft.training.memory import advice_for
+    from glmft.training.run_folder import claim_output
+
+    def show(lines: list[str]) -> None:
+        for line in lines if world.is_main else []:
+            print(line, flush=True)
+
+    with explained(world.size):
+        with dist.same_fate():
+            prepared = prepare(config, world)
+            job = prepared.job
+            if world.is_main:
+                claim_output(job.folder, config.overwrite_output_dir, config.resume is not None)
+        show([*messages, world.describe(), *prepared.messages])
+        resume = ResumePoint()
+        with dist.same_fate():
+            if config.resume and world.is_main:
+                remove_leftovers(job.folder)
+                resume = find_resume(job.folder, config.resume)
+            if world.is_main:
+                write_settings(job)
+        resume = dist.gather_objects(world, resume)[0]
+        show(resume.messages)
+        with dist.same_fate():
+            model, messages = prepare_model(job, prepared.model_config)
+            table = parameter_table(model)
+        show([*messages, table])
+    with explained(world.size, lambda: advice_for(job, model)):
+        return engine.train(model, job, resume.checkpoint)
+
+
+@dataclass
+class Prepared:
+    """Everything but the weights.
+
+    Args:
+        messages: lines for whoever reads the log.
+    """
+
+    job: Any
+    model_config: Any
+    messages: list[str] = field(default_factory=list)
+
+
+def prepare(config: TrainConfig, world: dist.World) -> Prepared:
+    """Model configuration, tokenizer, encoded data, tuner and DeepSpeed settings.
+
+    All that can be wrong shows here, in seconds. Raises ConfigError, CheckpointError, DataError.
+    """
+    from glmft.data.sampler import Plan, padding_share
+    from glmft.data.show import token_table
+    from glmft.models.loading import fingerprint, load_config, meta_model, weight_files
+    from glmft.tokenizers.loading import load_tokenizer
+    from glmft.training.evaluation import has_triples
+    from glmft.training.job import Job
+    from glmft.training.tracking import check_reporters
+    from glmft.tuners import make_tuner
+
+    check_reporters(config.report_names)
+    place = locate(config.model_name_or_path, config.base_model_path)
+    if place.adapter:
+        raise ConfigError(
+            f"--model_name_or_path {place.adapter}: is an adapter; train on its base {place.base}, "
+            "go on with --resume, or merge it first"
+        )
+    model_config = load_config(place.base, config.mode)
+    weight_files(place.base)
+    tuner = make_tuner(config)
+    problems = tuner.problems(meta_model(model_config))
+    if problems:
+        raise ConfigError(problems)
+    dtype = next(name for name, torch_name in DTYPES.items() if str(world.dtype).endswith(torch_name))
+    resolved = resolve(find_ds_file(config.ds_file), config, world.size, dtype, model_config.hidden_size)
+    tokenizer = load_tokenizer(place.base, model_config.family)
+    rows, validation = training_rows(config, tokenizer)
+    plan = Plan(
+        len(rows.lengths),
+        config.per_device_train_batch_size,
+        config.gradient_accumulation_steps,
+        world.size,
+        config.seed,
+        rows.lengths if config.group_by_length else None,
+    )
+    base = {
+        "family": model_config.family,
+        "base_model_name_or_path": str(place.base.resolve()),
+        "base_fingerprint": fingerprint(place.base),
+    }
+    folder = Path(config.output_dir)
+    job = Job(config, resolved.config, world, tuner, base, tokenizer, plan, folder, rows, validation)
+    messages = list(resolved.messages)
+    if config.predict_with_generate and not validation:
+        messages.append("warning: --predict_with_generate: without effect, as no --val_path or --val_ratio is given")
+    if config.save_best == "f1" and not has_triples(job):
+        raise ConfigError("--save_best f1: the validation rows have no triples a_b_c to score; name another metric")
+    messages += [model_config.rope_line] if model_config.rope_line else []
+    messages += rows.lines
+    messages.append(f"data: {padding_share(plan, rows.lengths):.1%} of what is computed in the first epoch is padding")
+    if config.show_first_record:
+        messages.append(token_table(rows.examples[0], tokenizer))
+    return Prepared(job, model_config, messages)
+
+
+def write_settings(job: Any) -> None:
+    """The resolved settings and DeepSpeed configuration, and the records that were left out, into the run's folder."""
+    from glmft.training.run_folder import RUN_CONFIG
+
+    (job.folder / RUN_CONFIG).write_text(to_json(job.config) + "\n", encoding="utf-8")
+    write_json(job.folder / "ds_config.json", job.ds_config)
+    write_rejected(job.folder, job.rows.rejected)
+
+
+def prepare_model(job: Any, model_config: Any) -> tuple[Any, list[str]]:
+    """The base model with its weights, ready to be trained in the way of the job's tuner; and lines to print."""
+    from glmft.models.loading import load_model
+    from glmft.models.partitioned import load_partitioned
+    from glmft.tuners.base import cast_trainable
+
+    config, world, base, messages = job.config, job.world, job.base["base_model_name_or_path"], []
+    trained_in = torch_dtype(config.trainable_dtype)
+    partitions = job.zero_stage == 3
+    if partitions and (reads := job.tuner.reads_base_weights):
+        messages.append(f"ZeRO-3: every rank loads the whole base first, as {reads} reads its weights")
+        partitions = False
+    if partitions:
+        owned = job.tuner.owned_by_base
+        model = load_partitioned(
+            model_config, base, world, job.ds_config, owned, trained_in, config.attn_implementation
+        )
+    else:
+        model = load_model(model_config, base, world.dtype, config.attn_implementation)
+    seed_everything(config.seed)  # equal initial values on all ranks
+    model = job.tuner.apply(model)
+    cast_trainable(model, trained_in)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": config.use_reentrant})
+        if config.use_reentrant:  # it gives no gradient through inputs that need none
+            model.enable_input_require_grads()
+    seed_everything(config.seed + world.rank)  # dropout of its own on each rank
+    return model, messages
+
+
+def seed_everything(seed: int) -> None:
+    """Every generator that something here may draw from."""
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def parameter_table(model: Any) -> str:
+    """What trains, by kind of parameter, and the totals. Raises ConfigError if nothing trains."""
+    parameters = list(model.named_parameters())
+    trained = [(name, p) for name, p in parameters if p.requires_grad]
+    if not trained:
+        raise ConfigError("nothing would be trained: no parameter is trainable with these settings")
+    kinds: dict[str, list[Any]] = {}
+    for name, parameter in trained:
+        kind = re.sub(r"\.\d+\.", ".*.", name.removeprefix("base_model.model.").replace(".default", ""))
+        kinds.setdefault(kind, []).append(parameter)
+    shapes = {kind: list(dist.whole_shape(ps[0])) for kind, ps in kinds.items()}
+    rows = [
+        f"  {kind}: {len(ps)} x {shapes[kind]} {str(ps[0].dtype).removeprefix('torch.')}" for kind, ps in kinds.items()
+    ]
+    count, total = (sum(dist.whole_shape(p).numel() for _, p in some) for some in (trained, parameters))
+    size = sum(dist.whole_shape(p).numel() * p.element_size() for _, p in trained)
+    summary = f"trainable parameters: {count:,} of {total:,} ({100 * count / total:.4f}%), {size:,} bytes to save"
+    return "\n".join(["what trains:", *rows, summary])

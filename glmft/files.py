@@ -1,0 +1,153 @@
+"""Files that appear whole or not at all: written aside, flushed, then renamed; and JSON that may be anything.
+
+Whatever is written aside begins with `.writing-`, whatever is on its way out with `.deleting-`: what a kill leaves of
+either is rubbish.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from glmft.errors import ConfigError
+
+WRITING, DELETING = ".writing-", ".deleting-"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ConfigError: the file is missing, unreadable or not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); a model folder holds it") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: is not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: holds a {type(value).__name__}, not a JSON object")
+    return value
+
+
+def read_json_if_there(path: Path) -> dict[str, Any]:
+    """As `read_json`; {} for a file that is not there."""
+    return read_json(path) if path.is_file() else {}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented JSON, whole or not at all. Raises OSError."""
+    with new_file(path) as aside:
+        aside.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """A path to write to inside the block; at its end the file takes its place. After an error nothing has changed."""
+    aside = target.with_name(f"{WRITING}{target.name}")
+    try:
+        yield aside
+        flush(aside)
+        os.replace(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """An empty folder to fill inside the block; at its end it takes its place, in exchange for one that is there.
+
+    After an error nothing has changed.
+    """
+    aside = start_folder(target)
+    try:
+        yield aside
+        place_folder(aside, target)
+    finally:
+        remove_folder(aside)
+
+
+def start_folder(target: Path) -> Path:
+    """The empty folder in which `target` is prepared."""
+    aside = target.with_name(f"{WRITING}{target.name}")
+    remove_folder(aside)
+    aside.mkdir(parents=True)
+    return aside
+
+
+def place_folder(aside: Path, target: Path) -> None:
+    """Flush a prepared folder and put it in its place; one that is there already goes out first."""
+    for path in (*(p for p in aside.rglob("*") if p.is_file()), aside):
+        flush(path)
+    old = target.with_name(f"{DELETING}{target.name}")
+    if target.exists():
+        remove_folder(old)
+        os.replace(target, old)
+    os.replace(aside, target)
+    flush(target.parent)
+    remove_folder(old)
+
+
+def place_files(aside: Path, folder: Path) -> None:
+    """Flush the files of a prepared folder and move each to its place in `folder`."""
+    for path in sorted(aside.iterdir()):
+        flush(path)
+    for path in sorted(aside.iterdir()):
+        os.replace(path, folder / path.name)
+    aside.rmdir()
+    flush(folder)
+
+
+def point_link(link: Path, destination: str) -> None:
+    """Let a symbolic link lead to a folder beside it, in one step."""
+    aside = link.with_name(f"{WRITING}{link.name}")
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(destination, target_is_directory=True)
+    os.replace(aside, link)
+
+
+def delete_folder(folder: Path) -> None:
+    """Remove a folder that matters: first out of sight, so that a kill leaves no half of it under its name."""
+    going = folder.with_name(f"{DELETING}{folder.name}")
+    remove_folder(going)
+    os.replace(folder, going)
+    remove_folder(going)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, as far as the system lets us."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a kill left half written or half deleted."""
+    for left in (*folder.glob(f"{WRITING}*"), *folder.glob(f"{DELETING}*")):
+        if left.is_dir() and not left.is_symlink():
+            remove_folder(left)
+        else:
+            left.unlink()
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's bytes. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Flush a file or a folder to the disk; let a file be read by whoever may read its folder.
+
+    safetensors writes for the owner alone.
+    """
+    if path.is_file():
+        path.chmod(path.parent.stat().st_mode & 0o666)
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

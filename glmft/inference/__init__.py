@@ -1,0 +1,1 @@
+"""A path to a model, its answers, and their scores."""

@@ -1,0 +1,149 @@
+"""What the settings alone show to be wrong, all of it at once, before anything is read."""
+
+import dataclasses
+import math
+import re
+from pathlib import Path
+
+from glmft.errors import ConfigError, nearest
+from glmft.settings.config import TRAIN_TYPE_ALIASES, TRAIN_TYPES, DataSettings, TrainConfig
+from glmft.settings.defaults import find_ds_file
+from glmft.settings.sources import find_sources
+
+
+def check(config: TrainConfig) -> list[str]:
+    """All problems that the settings alone show, one line each. Files are looked for, not read."""
+    problems = []
+    if config.train_type not in TRAIN_TYPES:
+        near = nearest(config.train_type, (*TRAIN_TYPES, *TRAIN_TYPE_ALIASES))
+        problems.append(f"--train_type {config.train_type}: is none of {', '.join(TRAIN_TYPES)}, all{near}")
+    if config.max_src_len >= config.max_len:
+        problems.append(
+            f"--max_src_len {config.max_src_len} leaves no room for an answer in --max_len {config.max_len}; "
+            "make it smaller, or max_len larger"
+        )
+    problems += length_problems(config)
+    if config.resume is not None and config.resume != "yes" and not config.resume.isdigit():
+        problems.append(f"--resume {config.resume}: is neither yes nor the step of a checkpoint in --output_dir")
+    if config.resume is not None and config.overwrite_output_dir:
+        problems.append("--resume and --overwrite_output_dir exclude each other; give one")
+    problems += _validation_problems(config)
+    problems += _tuner_problems(config)
+    problems += _range_problems(config)
+    problems += _data_problems(config)
+    if config.model_name_or_path and not Path(config.model_name_or_path).is_dir():
+        problems.append(f"--model_name_or_path {config.model_name_or_path}: no such folder (nothing is downloaded)")
+    try:
+        find_ds_file(config.ds_file)
+    except ConfigError as error:
+        problems += error.problems
+    return problems
+
+
+def _data_problems(config: TrainConfig) -> list[str]:
+    problems = []
+    for flag, path in (("--train_path", config.train_path), ("--val_path", config.val_path)):
+        try:
+            sources = find_sources(path, flag) if path else []
+        except ConfigError as error:
+            problems += error.problems
+            continue
+        weighted = bool(sources) and sources[0].weight is not None
+        if weighted and flag == "--val_path":
+            problems.append(f"--val_path {path}: validation takes no weights")
+        if weighted and config.val_ratio:
+            problems.append("--val_ratio: a share of mixed sources would be trained on too; give --val_path")
+    if config.val_path and config.val_ratio:
+        problems.append("--val_path and --val_ratio exclude each other; give one")
+    return problems
+
+
+def _validation_problems(config: TrainConfig) -> list[str]:
+    validates = bool(config.val_path or config.val_ratio)
+    watches = {"save_best": config.save_best, "early_stopping_patience": config.early_stopping_patience}
+    needs = "--val_path or --val_ratio"
+    problems = [f"--{n} {v}: needs {needs}" for n, v in watches.items() if v is not None and not validates]
+    if config.save_best not in (None, "eval_loss") and not config.predict_with_generate:
+        problems.append(f"--save_best {config.save_best}: is a score of answers; give --predict_with_generate too")
+    return problems
+
+
+def length_problems(config: DataSettings) -> list[str]:
+    """What is wrong with the lengths: half of a pair, or both ways to give them."""
+    pair = {"max_source_length": config.max_source_length, "max_target_length": config.max_target_length}
+    given = [f"--{name}" for name, value in pair.items() if value is not None]
+    if not given:
+        return []
+    if len(given) == 1:
+        return [f"{given[0]}: needs the other of --max_source_length and --max_target_length"]
+    defaults = {f.name: f.default for f in dataclasses.fields(DataSettings)}
+    both = [f"--{name}" for name in ("max_len", "max_src_len") if getattr(config, name) != defaults[name]]
+    problems = (
+        [f"{', '.join(both)}: exclude --max_source_length and --max_target_length; give one pair"] if both else []
+    )
+    return problems + [f"--{name} {value}: must be at least 4" for name, value in pair.items() if value < 4]
+
+
+def _tuner_problems(config: TrainConfig) -> list[str]:
+    problems = []
+    named = next(f.default for f in dataclasses.fields(TrainConfig) if f.name == "freeze_module_name")
+    if config.freeze_last_n is not None and config.freeze_module_name != named:
+        problems.append("--freeze_last_n and --freeze_module_name exclude each other; give one")
+    if not re.fullmatch(r"default|gaussian|pissa|pissa_niter_\d+", config.init_lora_weights):
+        problems.append(
+            f"--init_lora_weights {config.init_lora_weights}: is none of default, gaussian, pissa, pissa_niter_N"
+        )
+    if config.init_lora_weights.startswith("pissa") and (config.use_dora or config.use_rslora):
+        problems.append(
+            "--init_lora_weights pissa: its conversion to plain LoRA holds without --use_dora, --use_rslora"
+        )
+    if config.ptuning_checkpoint and config.train_type != "ptuning":
+        problems.append(f"--ptuning_checkpoint: starts a run of --train_type ptuning, not {config.train_type}")
+    return problems
+
+
+# name: (lowest, highest, whether the lowest itself is allowed)
+_RANGES = {
+    "max_src_len": (4, math.inf, True),
+    "per_device_train_batch_size": (1, math.inf, True),
+    "gradient_accumulation_steps": (1, math.inf, True),
+    "num_train_epochs": (1, math.inf, True),
+    "max_steps": (1, math.inf, True),
+    "show_loss_step": (1, math.inf, True),
+    "save_model_step": (1, math.inf, True),
+    "lora_dim": (1, math.inf, True),
+    "eval_steps": (1, math.inf, True),
+    "eval_samples": (1, math.inf, True),
+    "max_new_tokens": (1, math.inf, True),
+    "early_stopping_patience": (1, math.inf, True),
+    "save_total_limit": (1, math.inf, True),
+    "max_skipped_steps": (0, math.inf, True),
+    "per_device_eval_batch_size": (1, math.inf, True),
+    "val_ratio": (0, 0.9, True),
+    "num_proc": (1, math.inf, True),
+    "loraplus_lr_ratio": (0, math.inf, False),
+    "freeze_last_n": (1, math.inf, True),
+    "prefix_hidden_size": (1, math.inf, True),
+    "prompt_hidden_size": (1, math.inf, True),
+    "pre_seq_len": (1, math.inf, True),
+    "learning_rate": (0, math.inf, False),
+    "lora_alpha": (0, math.inf, False),
+    "weight_decay": (0, math.inf, True),
+    "max_grad_norm": (0, math.inf, True),
+    "warmup_ratio": (0, 1, True),
+    "min_lr_ratio": (0, 1, True),
+    "lora_dropout": (0, 1, True),
+    "adam_beta1": (0, 1, True),
+    "adam_beta2": (0, 1, True),
+}
+
+
+def _range_problems(config: TrainConfig) -> list[str]:
+    problems = []
+    for name, (low, high, closed) in _RANGES.items():
+        value = getattr(config, name)
+        if value is None or ((value >= low if closed else value > low) and value <= high and math.isfinite(value)):
+            continue
+        rule = f"{'at least' if closed else 'more than'} {low}" + ("" if high == math.inf else f" and at most {high}")
+        problems.append(f"--{name} {value}: must be {rule}")
+    return problems

@@ -1,0 +1,326 @@
+"""Every setting of glmft, once: a dataclass field is a flag, its help, its unit and its default.
+
+Nothing heavy is imported here, so that `--help` and a wrong flag answer at once.
+"""
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glmft.family import FAMILIES
+
+TRAIN_TYPES = ("full", "freeze", "ptuning", "prompt", "lora")
+DATA_FORMATS = ("auto", "triples", "pairs", "conversations", "messages")
+TRAIN_TYPE_ALIASES = {"all": "full"}
+WATCHED = ("eval_loss", "rouge-1", "rouge-2", "rouge-l", "bleu-4", "f1")
+EMBEDDED = "examples/quickstart"
+DS_ALIASES = {"ds_zero_2.json": "ds_zero2_no_offload.json", "ds_zero_3.json": "ds_zero3_no_offload.json"}
+
+
+def setting(
+    default: Any, help: str, aliases: tuple[str, ...] = (), choices: tuple | None = None, bare: Any = None
+) -> Any:
+    """A dataclass field that is a flag.
+
+    Args:
+        aliases: other names of it that users bring along.
+        bare: the value of the flag without one.
+    """
+    return field(default=default, metadata={"help": help, "aliases": aliases, "choices": choices, "bare": bare})
+
+
+@dataclass
+class ModelSettings:
+    """model"""
+
+    model_name_or_path: str | None = setting(
+        None, "folder of a base model in the official layout, or of an adapter; none: the embedded tiny base"
+    )
+    base_model_path: str | None = setting(None, "where an adapter's base model lies now, if it has moved")
+    mode: str | None = setting(None, "model family; read from the folder where it tells", choices=FAMILIES)
+    ptuning_checkpoint: str | None = setting(
+        None, "a P-Tuning v2 prefix to put onto the base model: a folder or file with transformer.prefix_encoder.*"
+    )
+    dtype: str = setting(
+        "auto",
+        "number format of the frozen weights and of the computation; auto: bf16 where the "
+        "accelerator has it, fp32 on a CPU",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    device: str = setting("auto", "auto: an accelerator if there is one", choices=("auto", "cpu", "cuda"))
+    use_cpu: bool = setting(False, "the same as device cpu")
+    attn_implementation: str = setting("sdpa", "attention backend of transformers (sdpa, eager, flash_attention_2, …)")
+
+    def __post_init__(self) -> None:
+        self.device = "cpu" if self.use_cpu else self.device
+
+
+@dataclass
+class DataSettings:
+    """data"""
+
+    data_format: str = setting("auto", "what the records are; auto: by their keys", choices=DATA_FORMATS)
+    input_separator: str = setting("", "triples: what stands between instruction and input")
+    prompt_column: str | None = setting(None, "pairs: key of the question (default: content)")
+    response_column: str | None = setting(None, "pairs: key of the answer (default: summary)")
+    history_column: str | None = setting(None, "pairs: key of the earlier [question, answer] pairs")
+    source_prefix: str = setting("", "pairs: text before every question")
+    on_bad_record: str = setting(
+        "error", "error: stop with the first few; skip: count them and write rejected.jsonl", choices=("error", "skip")
+    )
+    template: str = setting(
+        "default",
+        "default: the family's official chat prompt; reference: that of ChatGLM-Finetuning; raw: none, for base models",
+        choices=("default", "reference", "raw"),
+    )
+    max_len: int = setting(1024, "longest row, prompt, answer and end token together, in tokens")
+    max_src_len: int = setting(256, "longest prompt of one question with its special tokens, in tokens")
+    max_source_length: int | None = setting(
+        None, "with max_target_length, in place of the two above: longest prompt, in tokens", ("--max_input_length",)
+    )
+    max_target_length: int | None = setting(
+        None, "longest answer without its end token, in tokens", ("--max_output_length",)
+    )
+
+
+@dataclass
+class LearningSettings(DataSettings):
+    """data"""
+
+    cache_dir: str | None = setting(None, "folder of encoded data; none: glmft in the user's cache folder")
+    num_proc: int | None = setting(
+        None, "processes that encode; none: one a processor, at most 8", ("--preprocessing_num_workers",)
+    )
+    is_skip: bool = setting(False, "drop records that are too long instead of cutting them")
+    loss_on: str = setting(
+        "flagged",
+        "what is learned of a conversation: all answers but those whose loss flag says no; all; the last",
+        choices=("flagged", "all", "last"),
+    )
+
+
+@dataclass
+class TrainDataSettings(LearningSettings):
+    """data"""
+
+    train_path: str | None = setting(
+        None,
+        "JSON or JSONL files, folders, globs, comma-separated; weights mix them (a.json:0.7,b.json:0.3); none: the "
+        "shipped sample",
+        ("--train_file",),
+    )
+    packing: bool = setting(False, "several documents in one row of max_len, kept apart: no padding")
+    group_by_length: bool = setting(True, "put records of similar length into one optimizer step: less padding")
+    show_first_record: bool = setting(True, "print the tokens and labels of the first record when training starts")
+
+
+@dataclass
+class ValidationSettings:
+    """validation"""
+
+    val_path: str | None = setting(
+        None, "files of records, as train_path, whose loss is told while training", ("--validation_file", "--val_file")
+    )
+    val_ratio: float = setting(0.0, "in place of val_path: hold out this share of the training rows")
+    eval_steps: int | None = setting(None, "optimizer steps between two validations; none: at each epoch's end")
+    per_device_eval_batch_size: int = setting(16, "records in one micro-batch of one rank when validating")
+    predict_with_generate: bool = setting(
+        False,
+        "also answer some validation rows, and score the answers (rouge-1, rouge-2, rouge-l, bleu-4; f1 of triples)",
+    )
+    eval_samples: int = setting(50, "validation rows to answer")
+    max_new_tokens: int = setting(256, "longest answer, in tokens", ("--generation_config.max_new_tokens",))
+    save_best: str | None = setting(
+        None,
+        "save a checkpoint when this metric is better than ever, and let the link best lead to it",
+        choices=WATCHED,
+    )
+    early_stopping_patience: int | None = setting(
+        None, "stop after this many validations in a row that do not better the metric of save_best (or eval_loss)"
+    )
+
+
+@dataclass
+class TunerSettings:
+    """what is trained"""
+
+    train_type: str = setting("lora", f"one of {', '.join(TRAIN_TYPES)} (all: the same as full)")
+    lora_dim: int = setting(8, "LoRA: rank")
+    lora_alpha: float = setting(30, "LoRA: the update is scaled by lora_alpha / lora_dim")
+    lora_dropout: float = setting(0.1, "LoRA: dropout probability on the way into the update")
+    lora_module_name: str = setting(
+        "query_key_value",
+        "LoRA: comma-separated names of linear modules, or of groups of them: attention, mlp, all-linear",
+    )
+    use_rslora: bool = setting(False, "LoRA: scale the update by lora_alpha / sqrt(lora_dim)")
+    use_dora: bool = setting(False, "LoRA: train magnitudes beside directions")
+    init_lora_weights: str = setting(
+        "default", "LoRA: initial values: default (B is zero), gaussian, pissa or pissa_niter_N (main components of W)"
+    )
+    loraplus_lr_ratio: float | None = setting(None, "LoRA+: learning rate of B over that of A")
+    modules_to_save: str = setting("", "LoRA: comma-separated modules to train whole and save with the adapter")
+    freeze_module_name: str = setting("layers.27.", "freeze: comma-separated parts of the parameter names to train")
+    freeze_last_n: int | None = setting(None, "freeze: train this many last layers, in place of freeze_module_name")
+    freeze_part: str = setting("all", "freeze: what of the freeze_last_n layers", choices=("all", "attention", "mlp"))
+    pre_seq_len: int = setting(16, "ptuning, prompt: virtual tokens")
+    prefix_projection: bool = setting(True, "ptuning: make the prefix by a two-layer tanh network, as P-Tuning v2 may")
+    prefix_hidden_size: int | None = setting(None, "ptuning: width inside that network; none: the model's own")
+    prompt_encoder: str = setting(
+        "none", "prompt: what the embeddings of the virtual tokens go through", choices=("none", "mlp", "lstm")
+    )
+    prompt_hidden_size: int | None = setting(None, "prompt: width inside the encoder; none: the model's own")
+    trainable_dtype: str = setting("fp32", "number format of what is trained", choices=("fp32", "bf16"))
+
+
+@dataclass
+class OptimizerSettings:
+    """optimizer and schedule"""
+
+    per_device_train_batch_size: int = setting(16, "records in one micro-batch of one rank")
+    gradient_accumulation_steps: int = setting(1, "micro-batches of a rank in one optimizer step")
+    learning_rate: float = setting(1e-3, "highest learning rate")
+    weight_decay: float = setting(0.1, "decoupled weight decay, not on biases and norms")
+    adam_beta1: float = setting(0.9, "AdamW: decay of the mean")
+    adam_beta2: float = setting(0.95, "AdamW: decay of the squares")
+    max_grad_norm: float | None = setting(
+        None, "clip the gradient to this norm, 0: never; none: as the DeepSpeed file says, else 1.0"
+    )
+    warmup_ratio: float = setting(0.1, "share of all optimizer steps in which the learning rate rises")
+    lr_scheduler_type: str = setting(
+        "cosine", "shape of the fall after the warm-up", choices=("cosine", "linear", "constant")
+    )
+    min_lr_ratio: float = setting(0.1, "the learning rate falls to this share of the highest")
+    num_train_epochs: int = setting(1, "passes over the data")
+    max_steps: int | None = setting(None, "optimizer steps in all, in place of num_train_epochs")
+
+
+@dataclass
+class RunSettings:
+    """run"""
+
+    config: str | None = setting(
+        None, "YAML file of settings by the names here; flags override it. A file of ChatGLM3's demo does as it stands"
+    )
+    data_dir: str | None = setting(None, "what the data files of such a demo file are relative to")
+
+    output_dir: str | None = setting(
+        None, "new folder for what is trained; none: output/ and a name after the settings"
+    )
+    overwrite_output_dir: bool = setting(False, "delete the run that output_dir holds and start anew")
+    resume: str | None = setting(
+        None,
+        "go on from a checkpoint in output_dir: its step, or yes (or nothing) for the newest",
+        ("--resume_from_checkpoint",),
+        bare="yes",
+    )
+    seed: int = setting(1234, "random seed of data order, initial values and dropout")
+    show_loss_step: int = setting(10, "optimizer steps between two log lines", ("--logging_steps",))
+    save_model_step: int | None = setting(
+        None, "optimizer steps between two checkpoints; none: one at each epoch's end", ("--save_steps",)
+    )
+    save_total_limit: int | None = setting(
+        None, "keep this many checkpoints, the newest and the best always; none: all of them"
+    )
+    report_to: str = setting(
+        "none",
+        "further trackers, comma-separated: wandb, swanlab, mlflow, …; metrics.jsonl and TensorBoard are always there",
+    )
+    longest_batch_first: bool = setting(
+        True, "try a step of zero rate with the longest rows first, so that a lack of memory shows at once"
+    )
+    max_skipped_steps: int = setting(20, "fp16: optimizer steps in a row that the loss scaler may skip")
+    gradient_checkpointing: bool = setting(
+        False, "compute activations again in the backward pass instead of storing them"
+    )
+    use_reentrant: bool = setting(False, "the older kind of gradient checkpointing")
+    ds_file: str = setting(
+        "ds_zero2_no_offload.json",
+        "DeepSpeed file: a path, or a name in ds_configs/",
+        ("--deepspeed", "--deepspeed_config"),
+    )
+    local_rank: int | None = setting(None, "given by launchers; ignored")
+    verbose: bool = setting(False, "let the libraries print what they like")
+
+
+@dataclass
+class TrainConfig(RunSettings, OptimizerSettings, TunerSettings, ValidationSettings, TrainDataSettings, ModelSettings):
+    """Fine-tune a ChatGLM model with DeepSpeed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.resume = resume_point(self.resume, self.output_dir)
+        self.train_type = TRAIN_TYPE_ALIASES.get(self.train_type, self.train_type)
+
+    @property
+    def watched_metric(self) -> str:
+        return self.save_best or "eval_loss"
+
+    @property
+    def report_names(self) -> list[str]:
+        return [name for name in split_names(self.report_to) if name not in ("none", "tensorboard")]
+
+
+@dataclass
+class PredictConfig(DataSettings, ModelSettings):
+    """Answer every record of a file and score the answers."""
+
+    test_path: str | None = setting(
+        None, "files of records, as train_path; none: the shipped test sample", ("--test_file",)
+    )
+    output_dir: str | None = setting(
+        None,
+        "folder for generated_predictions.txt and predict_results.json; "
+        "none: predict/ in the model's folder, or output/predict for the embedded base",
+    )
+    per_device_eval_batch_size: int = setting(16, "prompts generated together")
+    max_new_tokens: int = setting(256, "longest answer, in tokens")
+    max_samples: int | None = setting(None, "answer only the first records, this many")
+    local_rank: int | None = setting(None, "given by launchers; ignored")
+
+
+@dataclass
+class InspectConfig(LearningSettings):
+    """Show what a model would learn of a file: a report, and the tokens and labels of chosen records."""
+
+    data_path: str | None = setting(None, "files of records, as train_path; also the first argument (required)")
+    model_name_or_path: str | None = setting(
+        None, "folder with the tokenizer; none: the embedded tiny base", ("--model",)
+    )
+    mode: str | None = setting(None, "model family; read from the folder where it tells", choices=FAMILIES)
+    records: str = setting("0", "comma-separated numbers of rows to show, counted from 0; none: the report alone")
+    color: str = setting("auto", "color what is learned; auto: on a terminal", choices=("auto", "always", "never"))
+
+
+@dataclass
+class MergeConfig:
+    """Fold LoRA weights into their base model; neither input is changed."""
+
+    ori_model_dir: str | None = setting(None, "folder of the base model; none: the path that the adapter recorded")
+    model_dir: str | None = setting(None, "folder of the LoRA adapter (required)")
+    mode: str | None = setting(None, "model family; read from the folder where it tells", choices=FAMILIES)
+    output_dir: str | None = setting(None, "new folder for the merged model; none: merged/ in model_dir")
+    max_shard_size: str = setting("2GB", "largest weight file")
+
+
+def resume_point(given: str | None, output_dir: str | None) -> str | None:
+    """`yes` or a step, where users also write True, latest, or the path of a checkpoint in `output_dir`."""
+    if given is None or given.lower() in ("no", "false"):
+        return None
+    if given.lower() in ("yes", "true", "latest"):
+        return "yes"
+    step = re.fullmatch(r"checkpoint-(\d+)", Path(given).name)
+    inside = Path(given).parent in (Path(), Path(output_dir or ""))
+    return step[1] if step and inside else given
+
+
+def split_names(text: str) -> list[str]:
+    """The names in a comma-separated list, white space and quotes around them dropped."""
+    return [name for part in text.split(",") if (name := part.strip().strip("\"'"))]
+
+
+def to_json(config: Any) -> str:
+    """A settings object as indented JSON, keys in the order of the fields."""
+    return json.dumps(dataclasses.asdict(config), ensure_ascii=False, indent=2)

@@ -1,0 +1,1 @@
+"""What the loop in glmft/engine.py calls."""

@@ -1,0 +1,70 @@
+"""What a training run works on, and one micro-batch of it: shared by the loop and its evaluations."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glmft.data.collate import collate, to_device
+from glmft.data.dataset import Rows
+from glmft.data.sampler import Plan
+from glmft.dist import World
+from glmft.settings.config import TrainConfig
+from glmft.tuners.base import Tuner
+
+Batch = dict[str, Tensor]
+
+
+@dataclass
+class Job:
+    """What does not change while training.
+
+    Args:
+        base: what an adapter records of its base model.
+        rows: what is trained on.
+        validation: rows that are not trained on; None: there are none.
+    """
+
+    config: TrainConfig
+    ds_config: dict[str, Any]
+    world: World
+    tuner: Tuner
+    base: dict[str, Any]
+    tokenizer: Any
+    plan: Plan
+    folder: Path
+    rows: Rows
+    validation: Rows | None = None
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether DeepSpeed scales the loss, as fp16 needs."""
+        return "fp16" in self.ds_config
+
+    @property
+    def zero_stage(self) -> int:
+        return self.ds_config["zero_optimization"].get("stage", 0)
+
+
+def make_batch(rows: Rows, numbers: list[int], window: list[int], job: Job) -> Batch:
+    """A micro-batch on this rank's device. A rank left without rows runs one of the window's, unsupervised."""
+    examples = [rows.examples[i] for i in numbers or window[:1]]
+    return to_device(collate(examples, job.tokenizer, supervise=bool(numbers)), job.world.device)
+
+
+def count_supervised(micro_batches: list[Batch]) -> int:
+    """The supervised tokens of some micro-batches of this rank."""
+    return sum(len(batch["loss_positions"]) for batch in micro_batches)
+
+
+def summed_loss(engine: Any, batch: Batch, world: World) -> Tensor:
+    """The loss of a micro-batch in nats, summed over its supervised tokens."""
+    with autocast(world):
+        return engine(**batch, num_items_in_batch=1).loss
+
+
+def autocast(world: World) -> torch.autocast:
+    """bf16 for the operations that profit, in a bf16 run; fp16 is DeepSpeed's own business."""
+    return torch.autocast(world.device.type, world.dtype, enabled=world.dtype == torch.bfloat16)

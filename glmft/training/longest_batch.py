@@ -1,0 +1,35 @@
+"""A whole step with the longest rows there are, so that a lack of memory shows now and not hours later."""
+
+import math
+from typing import Any
+
+from glmft.device import peak_memory
+from glmft.dist import sum_over_ranks
+from glmft.training.divergence import bad_batch
+from glmft.training.job import Job, make_batch, summed_loss
+from glmft.training.optim import set_learning_rate
+from glmft.training.random_state import random_state, set_random_state
+from glmft.training.zero_state import forget_steps
+
+
+def try_longest_batch(engine: Any, optimizer: Any, job: Job) -> str:
+    """Hold all memory of a step once; a line that says how much that was.
+
+    Learning rate and gradient are zero, and the random states are put back. Adam's count starts at zero again, so this
+    must come before a checkpoint is restored. Raises DivergenceError if the loss is not finite.
+    """
+    world, lengths = job.world, job.rows.lengths
+    numbers = sorted(range(len(lengths)), key=lengths.__getitem__)[-job.config.per_device_train_batch_size :]
+    before = random_state(world)
+    set_learning_rate(optimizer, 0.0)
+    engine.train()
+    engine.set_gradient_accumulation_boundary(True)
+    loss = summed_loss(engine, make_batch(job.rows, numbers, numbers, job), world)
+    if not math.isfinite(sum_over_ranks(world, loss.item())[0]):
+        raise bad_batch("the loss is not finite", 0, numbers, [numbers], [loss.item()], job)
+    engine.backward(loss * 0.0, scale_wrt_gas=False)
+    engine.step()
+    forget_steps(engine)
+    set_random_state(before, world)
+    size = f"{len(numbers)} row{'s' * (len(numbers) > 1)} of at most {lengths[numbers[-1]]:,} tokens"
+    return f"the longest micro-batch fits: {size}, peak {peak_memory(world.device) / 2**30:.2f} GiB"

@@ -1,0 +1,50 @@
+import errno
+
+import pytest
+import torch
+
+from glmft.errors import CheckpointError, ConfigError, OutOfMemory, RankLost
+from glmft.training.failures import explained
+
+
+def raised(error: Exception, ranks: int = 2) -> Exception:
+    with pytest.raises(Exception) as caught, explained(ranks, lambda: "; do this"):  # noqa: PT011
+        raise error
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+)
+def test_a_lack_of_memory_comes_with_advice_and_is_printed_by_its_rank(error):
+    explanation = raised(error)
+    assert isinstance(explanation, OutOfMemory)
+    assert str(explanation).startswith("out of memory (")
+    assert str(explanation).endswith("; do this")
+    assert not explanation.of_all_ranks
+
+
+def test_a_closed_connection_is_another_rank_that_ended():
+    error = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Connection closed by peer")
+    assert isinstance(raised(error), RankLost)
+    assert raised(error, ranks=1) is error
+
+
+def test_a_full_disk_is_one_line():
+    explanation = raised(OSError(errno.ENOSPC, "No space left on device", "out/x.json"))
+    assert isinstance(explanation, CheckpointError)
+    assert str(explanation) == "out/x.json: cannot be written (No space left on device)"
+
+
+def test_our_own_errors_pass_as_they_are():
+    error = ConfigError("of all ranks", of_all_ranks=True)
+    assert raised(error) is error
+
+
+def test_what_is_not_known_passes():
+    assert isinstance(raised(KeyError("a bug")), KeyError)
