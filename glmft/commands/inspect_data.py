@@ -6,7 +6,7 @@ from glmft.commands.quiet import quiet
 from glmft.commands.rows import learned_rows
 from glmft.errors import ConfigError
 from glmft.inference.loading import locate
-from glmft.settings.checks import length_problems
+from glmft.settings.checks import length_problems, range_problems
 from glmft.settings.config import InspectConfig
 from glmft.settings.sources import find_sources
 
@@ -15,7 +15,7 @@ def inspect_data(config: InspectConfig) -> str:
     """The report on a file and the token tables of chosen rows. Raises ConfigError, DataError."""
     if config.data_path is None:
         raise ConfigError("name the data: glmft inspect DATA --model FOLDER")
-    problems = length_problems(config)
+    problems = length_problems(config) + range_problems(config)
     chosen = [part.strip() for part in config.records.split(",") if part.strip() not in ("", "none")]
     problems += [f"--records {part}: is no row number" for part in chosen if not part.isdigit()]
     if problems:

@@ -9,7 +9,7 @@ from glmft.commands.rows import write_rejected
 from glmft.errors import ConfigError
 from glmft.inference.loading import load, locate
 from glmft.inference.metrics import text_scores, triple_f1, triple_lines
-from glmft.settings.checks import length_problems
+from glmft.settings.checks import length_problems, range_problems
 from glmft.settings.config import PredictConfig
 from glmft.settings.defaults import EMBEDDED, shipped
 from glmft.settings.sources import find_sources
@@ -21,7 +21,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     from glmft.inference.generation import answer
 
     test_path = config.test_path or str(shipped(f"{EMBEDDED}/test.json"))
-    problems = length_problems(config)
+    problems = length_problems(config) + range_problems(config)
     if problems:
         raise ConfigError(problems)
     sources = find_sources(test_path, "--test_path")

@@ -2,13 +2,17 @@
 
 import dataclasses
 import math
+import operator
 import re
 from pathlib import Path
+from typing import Any
 
 from glmft.errors import ConfigError, nearest
 from glmft.settings.config import TRAIN_TYPE_ALIASES, TRAIN_TYPES, DataSettings, TrainConfig
 from glmft.settings.defaults import find_ds_file
 from glmft.settings.sources import find_sources
+
+KEEPS = {"at least": operator.ge, "more than": operator.gt, "at most": operator.le, "less than": operator.lt}
 
 
 def check(config: TrainConfig) -> list[str]:
@@ -29,7 +33,7 @@ def check(config: TrainConfig) -> list[str]:
         problems.append("--resume and --overwrite_output_dir exclude each other; give one")
     problems += _validation_problems(config)
     problems += _tuner_problems(config)
-    problems += _range_problems(config)
+    problems += range_problems(config)
     problems += _data_problems(config)
     if config.model_name_or_path and not Path(config.model_name_or_path).is_dir():
         problems.append(f"--model_name_or_path {config.model_name_or_path}: no such folder (nothing is downloaded)")
@@ -81,7 +85,7 @@ def length_problems(config: DataSettings) -> list[str]:
     problems = (
         [f"{', '.join(both)}: exclude --max_source_length and --max_target_length; give one pair"] if both else []
     )
-    return problems + [f"--{name} {value}: must be at least 4" for name, value in pair.items() if value < 4]
+    return problems
 
 
 def _tuner_problems(config: TrainConfig) -> list[str]:
@@ -102,48 +106,15 @@ def _tuner_problems(config: TrainConfig) -> list[str]:
     return problems
 
 
-# name: (lowest, highest, whether the lowest itself is allowed)
-_RANGES = {
-    "max_src_len": (4, math.inf, True),
-    "per_device_train_batch_size": (1, math.inf, True),
-    "gradient_accumulation_steps": (1, math.inf, True),
-    "num_train_epochs": (1, math.inf, True),
-    "max_steps": (1, math.inf, True),
-    "show_loss_step": (1, math.inf, True),
-    "save_model_step": (1, math.inf, True),
-    "lora_dim": (1, math.inf, True),
-    "eval_steps": (1, math.inf, True),
-    "eval_samples": (1, math.inf, True),
-    "max_new_tokens": (1, math.inf, True),
-    "early_stopping_patience": (1, math.inf, True),
-    "save_total_limit": (1, math.inf, True),
-    "max_skipped_steps": (0, math.inf, True),
-    "per_device_eval_batch_size": (1, math.inf, True),
-    "val_ratio": (0, 0.9, True),
-    "num_proc": (1, math.inf, True),
-    "loraplus_lr_ratio": (0, math.inf, False),
-    "freeze_last_n": (1, math.inf, True),
-    "prefix_hidden_size": (1, math.inf, True),
-    "prompt_hidden_size": (1, math.inf, True),
-    "pre_seq_len": (1, math.inf, True),
-    "learning_rate": (0, math.inf, False),
-    "lora_alpha": (0, math.inf, False),
-    "weight_decay": (0, math.inf, True),
-    "max_grad_norm": (0, math.inf, True),
-    "warmup_ratio": (0, 1, True),
-    "min_lr_ratio": (0, 1, True),
-    "lora_dropout": (0, 1, True),
-    "adam_beta1": (0, 1, True),
-    "adam_beta2": (0, 1, True),
-}
-
-
-def _range_problems(config: TrainConfig) -> list[str]:
+def range_problems(config: Any) -> list[str]:
+    """Numbers outside the limits that stand beside their settings."""
     problems = []
-    for name, (low, high, closed) in _RANGES.items():
-        value = getattr(config, name)
-        if value is None or ((value >= low if closed else value > low) and value <= high and math.isfinite(value)):
+    for f in dataclasses.fields(config):
+        value, limits = getattr(config, f.name), f.metadata["limits"]
+        if value is None or not limits:
             continue
-        rule = f"{'at least' if closed else 'more than'} {low}" + ("" if high == math.inf else f" and at most {high}")
-        problems.append(f"--{name} {value}: must be {rule}")
+        kept = math.isfinite(value) and all(KEEPS[name](value, limit) for name, limit in limits.items())
+        if not kept:
+            rule = " and ".join(f"{name} {limit}" for name, limit in limits.items())
+            problems.append(f"--{f.name} {value}: must be {rule}")
     return problems

@@ -8,7 +8,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from glmft.family import FAMILIES
 
@@ -21,20 +21,35 @@ DS_ALIASES = {"ds_zero_2.json": "ds_zero2_no_offload.json", "ds_zero_3.json": "d
 
 
 def setting(
-    default: Any, help: str, aliases: tuple[str, ...] = (), choices: tuple | None = None, bare: Any = None
+    default: Any,
+    help: str,
+    aliases: tuple[str, ...] = (),
+    *,
+    choices: tuple | None = None,
+    bare: Any = None,
+    at_least: float | None = None,
+    more_than: float | None = None,
+    at_most: float | None = None,
+    less_than: float | None = None,
 ) -> Any:
     """A dataclass field that is a flag.
 
     Args:
         aliases: other names of it that users bring along.
         bare: the value of the flag without one.
+        at_least, more_than, at_most, less_than: what a number must keep to.
     """
-    return field(default=default, metadata={"help": help, "aliases": aliases, "choices": choices, "bare": bare})
+    limits = {"at least": at_least, "more than": more_than, "at most": at_most, "less than": less_than}
+    limits = {name: value for name, value in limits.items() if value is not None}
+    metadata = {"help": help, "aliases": aliases, "choices": choices, "bare": bare, "limits": limits}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
 class ModelSettings:
-    """model"""
+    """Which model, and how it is held."""
+
+    title: ClassVar[str] = "model"
 
     model_name_or_path: str | None = setting(
         None, "folder of a base model in the official layout, or of an adapter; none: the embedded tiny base"
@@ -60,7 +75,9 @@ class ModelSettings:
 
 @dataclass
 class DataSettings:
-    """data"""
+    """How records are read and cut."""
+
+    title: ClassVar[str] = "data"
 
     data_format: str = setting("auto", "what the records are; auto: by their keys", choices=DATA_FORMATS)
     input_separator: str = setting("", "triples: what stands between instruction and input")
@@ -76,23 +93,34 @@ class DataSettings:
         "default: the family's official chat prompt; reference: that of ChatGLM-Finetuning; raw: none, for base models",
         choices=("default", "reference", "raw"),
     )
-    max_len: int = setting(1024, "longest row, prompt, answer and end token together, in tokens")
-    max_src_len: int = setting(256, "longest prompt of one question with its special tokens, in tokens")
+    max_len: int = setting(1024, "longest row, prompt, answer and end token together, in tokens", at_least=2)
+    max_src_len: int = setting(256, "longest prompt of one question with its special tokens, in tokens", at_least=4)
     max_source_length: int | None = setting(
-        None, "with max_target_length, in place of the two above: longest prompt, in tokens", ("--max_input_length",)
+        None,
+        "with max_target_length, in place of the two above: longest prompt, in tokens",
+        ("--max_input_length",),
+        at_least=4,
     )
     max_target_length: int | None = setting(
-        None, "longest answer without its end token, in tokens", ("--max_output_length",)
+        None,
+        "longest answer without its end token, in tokens",
+        ("--max_output_length",),
+        at_least=4,
     )
 
 
 @dataclass
 class LearningSettings(DataSettings):
-    """data"""
+    """What is learned of records."""
+
+    title: ClassVar[str] = "data"
 
     cache_dir: str | None = setting(None, "folder of encoded data; none: glmft in the user's cache folder")
     num_proc: int | None = setting(
-        None, "processes that encode; none: one a processor, at most 8", ("--preprocessing_num_workers",)
+        None,
+        "processes that encode; none: one a processor, at most 8",
+        ("--preprocessing_num_workers",),
+        at_least=1,
     )
     is_skip: bool = setting(False, "drop records that are too long instead of cutting them")
     loss_on: str = setting(
@@ -104,7 +132,9 @@ class LearningSettings(DataSettings):
 
 @dataclass
 class TrainDataSettings(LearningSettings):
-    """data"""
+    """What a run trains on."""
+
+    title: ClassVar[str] = "data"
 
     train_path: str | None = setting(
         None,
@@ -119,38 +149,48 @@ class TrainDataSettings(LearningSettings):
 
 @dataclass
 class ValidationSettings:
-    """validation"""
+    """What a run looks at on its way."""
+
+    title: ClassVar[str] = "validation"
 
     val_path: str | None = setting(
         None, "files of records, as train_path, whose loss is told while training", ("--validation_file", "--val_file")
     )
-    val_ratio: float = setting(0.0, "in place of val_path: hold out this share of the training rows")
-    eval_steps: int | None = setting(None, "optimizer steps between two validations; none: at each epoch's end")
-    per_device_eval_batch_size: int = setting(16, "records in one micro-batch of one rank when validating")
+    val_ratio: float = setting(
+        0.0, "in place of val_path: hold out this share of the training rows", at_least=0, at_most=0.9
+    )
+    eval_steps: int | None = setting(
+        None, "optimizer steps between two validations; none: at each epoch's end", at_least=1
+    )
+    per_device_eval_batch_size: int = setting(16, "records in one micro-batch of one rank when validating", at_least=1)
     predict_with_generate: bool = setting(
         False,
         "also answer some validation rows, and score the answers (rouge-1, rouge-2, rouge-l, bleu-4; f1 of triples)",
     )
-    eval_samples: int = setting(50, "validation rows to answer")
-    max_new_tokens: int = setting(256, "longest answer, in tokens", ("--generation_config.max_new_tokens",))
+    eval_samples: int = setting(50, "validation rows to answer", at_least=1)
+    max_new_tokens: int = setting(256, "longest answer, in tokens", ("--generation_config.max_new_tokens",), at_least=1)
     save_best: str | None = setting(
         None,
         "save a checkpoint when this metric is better than ever, and let the link best lead to it",
         choices=WATCHED,
     )
     early_stopping_patience: int | None = setting(
-        None, "stop after this many validations in a row that do not better the metric of save_best (or eval_loss)"
+        None,
+        "stop after this many validations in a row that do not better the metric of save_best (or eval_loss)",
+        at_least=1,
     )
 
 
 @dataclass
 class TunerSettings:
-    """what is trained"""
+    """What trains."""
+
+    title: ClassVar[str] = "what is trained"
 
     train_type: str = setting("lora", f"one of {', '.join(TRAIN_TYPES)} (all: the same as full)")
-    lora_dim: int = setting(8, "LoRA: rank")
-    lora_alpha: float = setting(30, "LoRA: the update is scaled by lora_alpha / lora_dim")
-    lora_dropout: float = setting(0.1, "LoRA: dropout probability on the way into the update")
+    lora_dim: int = setting(8, "LoRA: rank", at_least=1)
+    lora_alpha: float = setting(30, "LoRA: the update is scaled by lora_alpha / lora_dim", more_than=0)
+    lora_dropout: float = setting(0.1, "LoRA: dropout probability on the way into the update", at_least=0, at_most=1)
     lora_module_name: str = setting(
         "query_key_value",
         "LoRA: comma-separated names of linear modules, or of groups of them: attention, mlp, all-linear",
@@ -160,46 +200,60 @@ class TunerSettings:
     init_lora_weights: str = setting(
         "default", "LoRA: initial values: default (B is zero), gaussian, pissa or pissa_niter_N (main components of W)"
     )
-    loraplus_lr_ratio: float | None = setting(None, "LoRA+: learning rate of B over that of A")
+    loraplus_lr_ratio: float | None = setting(None, "LoRA+: learning rate of B over that of A", more_than=0)
     modules_to_save: str = setting("", "LoRA: comma-separated modules to train whole and save with the adapter")
     freeze_module_name: str = setting("layers.27.", "freeze: comma-separated parts of the parameter names to train")
-    freeze_last_n: int | None = setting(None, "freeze: train this many last layers, in place of freeze_module_name")
+    freeze_last_n: int | None = setting(
+        None, "freeze: train this many last layers, in place of freeze_module_name", at_least=1
+    )
     freeze_part: str = setting("all", "freeze: what of the freeze_last_n layers", choices=("all", "attention", "mlp"))
-    pre_seq_len: int = setting(16, "ptuning, prompt: virtual tokens")
+    pre_seq_len: int = setting(16, "ptuning, prompt: virtual tokens", at_least=1)
     prefix_projection: bool = setting(True, "ptuning: make the prefix by a two-layer tanh network, as P-Tuning v2 may")
-    prefix_hidden_size: int | None = setting(None, "ptuning: width inside that network; none: the model's own")
+    prefix_hidden_size: int | None = setting(
+        None, "ptuning: width inside that network; none: the model's own", at_least=1
+    )
     prompt_encoder: str = setting(
         "none", "prompt: what the embeddings of the virtual tokens go through", choices=("none", "mlp", "lstm")
     )
-    prompt_hidden_size: int | None = setting(None, "prompt: width inside the encoder; none: the model's own")
+    prompt_hidden_size: int | None = setting(
+        None, "prompt: width inside the encoder; none: the model's own", at_least=1
+    )
     trainable_dtype: str = setting("fp32", "number format of what is trained", choices=("fp32", "bf16"))
 
 
 @dataclass
 class OptimizerSettings:
-    """optimizer and schedule"""
+    """How it trains."""
 
-    per_device_train_batch_size: int = setting(16, "records in one micro-batch of one rank")
-    gradient_accumulation_steps: int = setting(1, "micro-batches of a rank in one optimizer step")
-    learning_rate: float = setting(1e-3, "highest learning rate")
-    weight_decay: float = setting(0.1, "decoupled weight decay, not on biases and norms")
-    adam_beta1: float = setting(0.9, "AdamW: decay of the mean")
-    adam_beta2: float = setting(0.95, "AdamW: decay of the squares")
+    title: ClassVar[str] = "optimizer and schedule"
+
+    per_device_train_batch_size: int = setting(16, "records in one micro-batch of one rank", at_least=1)
+    gradient_accumulation_steps: int = setting(1, "micro-batches of a rank in one optimizer step", at_least=1)
+    learning_rate: float = setting(1e-3, "highest learning rate", more_than=0)
+    weight_decay: float = setting(0.1, "decoupled weight decay, not on biases and norms", at_least=0)
+    adam_beta1: float = setting(0.9, "AdamW: decay of the mean", at_least=0, at_most=1)
+    adam_beta2: float = setting(0.95, "AdamW: decay of the squares", at_least=0, at_most=1)
     max_grad_norm: float | None = setting(
-        None, "clip the gradient to this norm, 0: never; none: as the DeepSpeed file says, else 1.0"
+        None,
+        "clip the gradient to this norm, 0: never; none: as the DeepSpeed file says, else 1.0",
+        at_least=0,
     )
-    warmup_ratio: float = setting(0.1, "share of all optimizer steps in which the learning rate rises")
+    warmup_ratio: float = setting(
+        0.1, "share of all optimizer steps in which the learning rate rises", at_least=0, at_most=1
+    )
     lr_scheduler_type: str = setting(
         "cosine", "shape of the fall after the warm-up", choices=("cosine", "linear", "constant")
     )
-    min_lr_ratio: float = setting(0.1, "the learning rate falls to this share of the highest")
-    num_train_epochs: int = setting(1, "passes over the data")
-    max_steps: int | None = setting(None, "optimizer steps in all, in place of num_train_epochs")
+    min_lr_ratio: float = setting(0.1, "the learning rate falls to this share of the highest", at_least=0, at_most=1)
+    num_train_epochs: int = setting(1, "passes over the data", at_least=1)
+    max_steps: int | None = setting(None, "optimizer steps in all, in place of num_train_epochs", at_least=1)
 
 
 @dataclass
 class RunSettings:
-    """run"""
+    """The run itself: its folder, its log lines, its engine."""
+
+    title: ClassVar[str] = "run"
 
     config: str | None = setting(
         None, "YAML file of settings by the names here; flags override it. A file of ChatGLM3's demo does as it stands"
@@ -217,12 +271,17 @@ class RunSettings:
         bare="yes",
     )
     seed: int = setting(1234, "random seed of data order, initial values and dropout")
-    show_loss_step: int = setting(10, "optimizer steps between two log lines", ("--logging_steps",))
+    show_loss_step: int = setting(10, "optimizer steps between two log lines", ("--logging_steps",), at_least=1)
     save_model_step: int | None = setting(
-        None, "optimizer steps between two checkpoints; none: one at each epoch's end", ("--save_steps",)
+        None,
+        "optimizer steps between two checkpoints; none: one at each epoch's end",
+        ("--save_steps",),
+        at_least=1,
     )
     save_total_limit: int | None = setting(
-        None, "keep this many checkpoints, the newest and the best always; none: all of them"
+        None,
+        "keep this many checkpoints, the newest and the best always; none: all of them",
+        at_least=1,
     )
     report_to: str = setting(
         "none",
@@ -231,7 +290,7 @@ class RunSettings:
     longest_batch_first: bool = setting(
         True, "try a step of zero rate with the longest rows first, so that a lack of memory shows at once"
     )
-    max_skipped_steps: int = setting(20, "fp16: optimizer steps in a row that the loss scaler may skip")
+    max_skipped_steps: int = setting(20, "fp16: optimizer steps in a row that the loss scaler may skip", at_least=0)
     gradient_checkpointing: bool = setting(
         False, "compute activations again in the backward pass instead of storing them"
     )
@@ -275,9 +334,9 @@ class PredictConfig(DataSettings, ModelSettings):
         "folder for generated_predictions.txt and predict_results.json; "
         "none: predict/ in the model's folder, or output/predict for the embedded base",
     )
-    per_device_eval_batch_size: int = setting(16, "prompts generated together")
-    max_new_tokens: int = setting(256, "longest answer, in tokens")
-    max_samples: int | None = setting(None, "answer only the first records, this many")
+    per_device_eval_batch_size: int = setting(16, "prompts generated together", at_least=1)
+    max_new_tokens: int = setting(256, "longest answer, in tokens", at_least=1)
+    max_samples: int | None = setting(None, "answer only the first records, this many", at_least=1)
     local_rank: int | None = setting(None, "given by launchers; ignored")
 
 

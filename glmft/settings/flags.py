@@ -98,7 +98,7 @@ def _parser(kind: type, program: str) -> argparse.ArgumentParser:
     groups: dict[str, Any] = {}
     for f in dataclasses.fields(kind):
         owner = next(c for c in kind.__mro__ if f.name in c.__dict__.get("__annotations__", {}))
-        title = "settings" if owner is kind else owner.__doc__
+        title = owner.__dict__.get("title", "settings")
         group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
         _add_flag(group, f, hints[f.name])
     return parser
