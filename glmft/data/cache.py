@@ -12,14 +12,13 @@ import multiprocessing
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from glmft.data.encode import EncodingReport, Example, LazyRows, Lengths, encode_record
-from glmft.data.formats import MOST_PROBLEMS, Options, convert, file_format, require_records
-from glmft.data.read import raw_records
+from glmft.data.encode import EncodingReport, Example, LazyRows, Rules, encode_records
+from glmft.data.formats import Options, RawChunk, Rejected, good_records, raw_chunks
 from glmft.errors import DataError
 from glmft.files import new_folder, write_json
 
@@ -34,18 +33,16 @@ class Recipe:
     """All that the rows of some files hang on, but for the tokenizer."""
 
     options: Options
-    lengths: Lengths
-    template: str = "default"
-    loss_on: str = "flagged"
+    rules: Rules
 
 
 @dataclass
 class Chunk:
     """What a process made of some records; `table` holds the rows."""
 
-    table: Any = None
-    report: EncodingReport = field(default_factory=EncodingReport)
-    rejected: list[tuple[str, str]] = field(default_factory=list)
+    table: Any
+    report: EncodingReport
+    rejected: list[tuple[str, str]]
 
 
 class CachedRows(LazyRows):
@@ -115,7 +112,7 @@ def build(folder: Path, files: Sequence[Path], recipe: Recipe, tokenizer: Any, w
     from datasets.arrow_writer import ArrowWriter
     from tqdm import tqdm
 
-    report, rejected = EncodingReport(), []
+    report, rejected = EncodingReport(), Rejected(recipe.options)
     try:
         with new_folder(folder) as aside:
             columns = Features.from_arrow_schema(schema())
@@ -123,15 +120,14 @@ def build(folder: Path, files: Sequence[Path], recipe: Recipe, tokenizer: Any, w
             with bar, ArrowWriter(features=columns, path=str(aside / ROWS)) as writer:
                 for chunk in encoded_chunks(files, recipe, tokenizer, workers):
                     bar.update(chunk.report.read)
-                    rejected += chunk.rejected
-                    if recipe.options.on_bad_record == "error" and len(rejected) >= MOST_PROBLEMS:
-                        break
+                    rejected.add(chunk.rejected)
                     report.add(chunk.report)
                     writer.write_table(chunk.table)
                 writer.finalize()
-            require_records(report.read, rejected, files, recipe.options)
-            report.require_rows(recipe.lengths)
-            summary = {"report": {k: v for k, v in asdict(report).items() if k != "lengths"}, "rejected": rejected}
+            rejected.check(report.read, files)
+            report.require_rows(recipe.rules.lengths)
+            counts = {name: value for name, value in asdict(report).items() if name != "lengths"}
+            summary = {"report": counts, "rejected": rejected.reasons}
             write_json(aside / SUMMARY, summary)
     except OSError as error:
         raise DataError(f"{folder}: could not be written ({error.strerror}); make room or name a --cache_dir") from None
@@ -139,11 +135,11 @@ def build(folder: Path, files: Sequence[Path], recipe: Recipe, tokenizer: Any, w
 
 def encoded_chunks(files: Sequence[Path], recipe: Recipe, tokenizer: Any, workers: int) -> Iterator[Chunk]:
     """The chunks of all files in their order; no more of them are held at a time than the processes work on."""
-    pieces = raw_chunks(files, recipe.options)
-    first = list(islice(pieces, FEW // CHUNK))
-    everything = itertools.chain(first, pieces)
+    chunks = raw_chunks(files, recipe.options, CHUNK)
+    first = list(islice(chunks, FEW // CHUNK))
+    everything = itertools.chain(first, chunks)
     if workers < 2 or len(first) < FEW // CHUNK:
-        yield from (encode_chunk(piece, recipe, tokenizer) for piece in everything)
+        yield from (encode_chunk(raw, recipe, tokenizer) for raw in everything)
         return
     context = multiprocessing.get_context("spawn")  # forking would copy the threads of torch and of the launcher
     with ProcessPoolExecutor(workers, context, _start_worker, (spec_of(tokenizer),)) as pool:
@@ -154,31 +150,18 @@ def in_order(pool: Any, work: Any, pieces: Iterator[Any], ahead: int) -> Iterato
     """`pool.map` with at most `ahead` results waiting."""
     waiting = [pool.submit(work, piece) for piece in islice(pieces, ahead)]
     while waiting:
-        done = waiting.pop(0).result()
+        result = waiting.pop(0).result()
         waiting += [pool.submit(work, piece) for piece in islice(pieces, 1)]
-        yield done
+        yield result
 
 
-def raw_chunks(files: Sequence[Path], options: Options) -> Iterator[tuple[str, list[tuple[str, Any]]]]:
-    """(format, records as they stand in the file), `CHUNK` at a time."""
-    for path in files:
-        format_name, records = file_format(path, options), raw_records(path)
-        while piece := list(islice(records, CHUNK)):
-            yield format_name, piece
-
-
-def encode_chunk(piece: tuple[str, list[tuple[str, Any]]], recipe: Recipe, tokenizer: Any) -> Chunk:
-    format_name, items = piece
-    chunk, rows = Chunk(), []
-    for place, raw in items:
-        try:
-            record = convert(place, raw, format_name, recipe.options)
-            rows += encode_record(record, tokenizer, recipe.lengths, recipe.template, recipe.loss_on, chunk.report)
-        except DataError as error:
-            chunk.rejected.append((place, error.problems[0]))
-    chunk.report.count(rows)
-    chunk.report.lengths, chunk.table = [], as_table(rows)
-    return chunk
+def encode_chunk(raw: RawChunk, recipe: Recipe, tokenizer: Any) -> Chunk:
+    """The rows of a chunk as a table; the lengths, which the table has, are not sent between processes twice."""
+    rejected: list[tuple[str, str]] = []
+    records = good_records(raw, recipe.options, rejected)
+    encoded = encode_records(records, tokenizer, recipe.rules, rejected)
+    encoded.report.lengths = []
+    return Chunk(as_table(encoded.rows), encoded.report, rejected)
 
 
 def schema() -> Any:
@@ -220,5 +203,5 @@ def _start_worker(spec: tuple[str, str, str, dict[str, Any]]) -> None:
     _worker_tokenizer = getattr(importlib.import_module(module), name)(vocab_file=vocab_file, **own_settings)
 
 
-def _encode_here(piece: tuple[str, list[tuple[str, Any]]], recipe: Recipe) -> Chunk:
-    return encode_chunk(piece, recipe, _worker_tokenizer)
+def _encode_here(raw: RawChunk, recipe: Recipe) -> Chunk:
+    return encode_chunk(raw, recipe, _worker_tokenizer)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glmft.data.cache import Recipe, cached_rows
-from glmft.data.encode import Example, LazyRows, Lengths
+from glmft.data.encode import Example, LazyRows, Lengths, Rules
 from glmft.data.formats import Options, Record, read_records
 from glmft.data.packing import PackedRows, pack
 from glmft.errors import DataError
@@ -61,8 +61,8 @@ def lengths_of(settings: DataSettings, family: str, is_skip: bool = False) -> Le
 
 def read_all(sources: Sequence[Source], settings: DataSettings) -> tuple[list[Record], list[tuple[str, str]]]:
     """Records of all sources, and what was refused. Raises DataError."""
-    read = read_records([file for source in sources for file in source.files], options_of(settings))
-    return read.records, read.rejected
+    records, rejected = read_records([file for source in sources for file in source.files], options_of(settings))
+    return records, rejected.reasons
 
 
 def load_rows(
@@ -79,7 +79,7 @@ def load_rows(
         DataError: records that cannot be read or expressed, or nothing left.
     """
     lengths = lengths_of(settings, tokenizer.family, settings.is_skip)
-    recipe = Recipe(options_of(settings), lengths, settings.template, settings.loss_on)
+    recipe = Recipe(options_of(settings), Rules(lengths, settings.template, settings.loss_on))
     weighted = sources[0].weight is not None
     groups = [source.files for source in sources] if weighted else [[f for source in sources for f in source.files]]
     parts = [cached_rows(files, recipe, tokenizer, cache, workers) for files in groups]

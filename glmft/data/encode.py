@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from glmft.data.formats import Record
-from glmft.data.templates import Row, cue_length, extra_lengths, make_row, prompt_ids, targets
+from glmft.data.templates import Row, cue_length, extra_lengths, learned_conversations, make_row, prompt_ids
 from glmft.errors import DataError
 
 Span = tuple[int, int]
@@ -83,8 +83,8 @@ class EncodingReport:
     def add(self, other: "EncodingReport") -> None:
         """Take in what became of other records."""
         for name, value in vars(other).items():
-            own = getattr(self, name)
-            setattr(self, name, max(own, value) if name == "longest" else own + value)
+            mine = getattr(self, name)
+            setattr(self, name, max(mine, value) if name == "longest" else mine + value)
 
     def require_rows(self, lengths: Lengths) -> None:
         """Raises DataError if nothing is left."""
@@ -136,42 +136,59 @@ def without_oldest_turn(messages: Sequence[dict[str, Any]]) -> list[dict[str, An
     return None if len(questions) < 2 else [*messages[: questions[0]], *messages[questions[1] :]]
 
 
-def encode_records(
-    records: Iterable[Record],
-    tokenizer: Any,
-    lengths: Lengths,
-    template: str = "default",
-    loss_on: str = "flagged",
-) -> tuple[list[Example], EncodingReport]:
-    """Encode all records.
+@dataclass(frozen=True)
+class Rules:
+    """How conversations become rows.
 
-    Raises:
-        DataError: a conversation that the family cannot express, or nothing left to train on.
+    Args:
+        template: one of `data.templates`.
+        loss_on: which answers of a conversation are learned.
     """
-    examples, report = [], EncodingReport()
+
+    lengths: Lengths
+    template: str = "default"
+    loss_on: str = "flagged"
+
+
+@dataclass
+class EncodedRows:
+    """Rows, what became of their records, and the records that the family cannot express."""
+
+    rows: list[Example] = field(default_factory=list)
+    report: EncodingReport = field(default_factory=EncodingReport)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+
+
+def encode_records(
+    records: Iterable[Record], tokenizer: Any, rules: Rules, rejected: list[tuple[str, str]] | None = None
+) -> EncodedRows:
+    """The rows of some records.
+
+    Args:
+        rejected: what was refused of them before; the reasons found here follow in the records' order.
+    """
+    encoded = EncodedRows(rejected=[] if rejected is None else rejected)
     for record in records:
-        examples += encode_record(record, tokenizer, lengths, template, loss_on, report)
-    report.count(examples)
-    report.require_rows(lengths)
-    return examples, report
+        try:
+            encoded.rows += encode_record(record, tokenizer, rules, encoded.report)
+        except DataError as error:
+            encoded.rejected.append((record.place, error.problems[0]))
+    encoded.report.count(encoded.rows)
+    return encoded
 
 
-def encode_record(
-    record: Record, tokenizer: Any, lengths: Lengths, template: str, loss_on: str, report: EncodingReport
-) -> list[Example]:
+def encode_record(record: Record, tokenizer: Any, rules: Rules, report: EncodingReport) -> list[Example]:
     """The rows of one record; counts what becomes of it. Raises DataError for what the family cannot express."""
     report.read += 1
     try:
-        return _rows_of(record, tokenizer, lengths, template, loss_on, report)
+        return _rows_of(record, tokenizer, rules, report)
     except ValueError as error:
         raise DataError(f"{record.place}: {error}") from None
 
 
-def _rows_of(
-    record: Record, tokenizer: Any, lengths: Lengths, template: str, loss_on: str, report: EncodingReport
-) -> list[Example]:
-    examples = []
-    conversations = targets(tokenizer, record.messages, template, loss_on)
+def _rows_of(record: Record, tokenizer: Any, rules: Rules, report: EncodingReport) -> list[Example]:
+    lengths, template, examples = rules.lengths, rules.template, []
+    conversations = learned_conversations(tokenizer, record.messages, template, rules.loss_on)
     report.nothing_learned += not conversations
     for messages in conversations:
         row, turns_cut = newest_turns(tokenizer, messages, lengths, template)
@@ -205,34 +222,46 @@ def newest_turns(
 def cut(row: Row, tokenizer: Any, lengths: Lengths, template: str, place: str) -> tuple[Example, bool, bool]:
     """A row of at most `max_len` tokens, and whether its prompt and its answer were cut."""
     answer = row.answer or []
-    beside, unused = extra_lengths(tokenizer, template)
-    longest_prompt = lengths.max_src_len + beside
+    extra = extra_lengths(tokenizer, template)
+    longest_prompt = lengths.max_src_len + extra.prompt
     if row.dialogue:
         longest_prompt = max(longest_prompt, lengths.max_len - len(answer) - 1)
     prompt, labelled = row.prompt, row.learned
     if len(prompt) > longest_prompt:
         cue = 0 if row.answer is None else cue_length(tokenizer, prompt, template)
         prompt = keep_cue(prompt, cue, longest_prompt)
-        kept, tail = len(prompt) - cue, len(row.prompt) - cue  # what was between them is gone
-        labelled = {i if i < kept else i - tail + kept for i in row.learned if i < kept or i >= tail}
-    room = max(0, lengths.max_len - len(prompt) - 1 - unused)
+        labelled = positions_after_cut(row.learned, len(row.prompt), len(prompt), cue)
+    room = max(0, lengths.max_len - len(prompt) - 1 - extra.unused)
     room = room if lengths.max_tgt_len is None else min(room, lengths.max_tgt_len)
     ids = [*prompt, *answer[:room], tokenizer.end_id]
-    found = spans(labelled) if labelled else ()
+    runs = spans(labelled) if labelled else ()
     if row.last:
         first = len(prompt)
-        if found and found[-1][1] == first:
-            first, found = found[-1][0], found[:-1]
-        found = (*found, (first, len(ids)))
-    return Example(ids, found, place), len(prompt) < len(row.prompt), len(answer) > room
+        if runs and runs[-1][1] == first:
+            first, runs = runs[-1][0], runs[:-1]
+        runs = (*runs, (first, len(ids)))
+    return Example(ids, runs, place), len(prompt) < len(row.prompt), len(answer) > room
+
+
+def positions_after_cut(positions: Iterable[int], before: int, after: int, cue: int) -> set[int]:
+    """Where positions of a prompt stand after its middle is gone.
+
+    Args:
+        before, after: the prompt's lengths.
+        cue: tokens at its end that stay.
+    """
+    start, end = after - cue, before - cue  # what stood from `start` to `end` is gone
+    kept_start = {i for i in positions if i < start}
+    kept_cue = {i - (end - start) for i in positions if i >= end}
+    return kept_start | kept_cue
 
 
 def spans(positions: Iterable[int]) -> tuple[Span, ...]:
     """Sorted positions as [first, end) runs."""
-    found: list[Span] = []
+    runs: list[Span] = []
     for i in sorted(positions):
-        if found and found[-1][1] == i:
-            found[-1] = (found[-1][0], i + 1)
+        if runs and runs[-1][1] == i:
+            runs[-1] = (runs[-1][0], i + 1)
         else:
-            found.append((i, i + 1))
-    return tuple(found)
+            runs.append((i, i + 1))
+    return tuple(runs)

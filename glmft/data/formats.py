@@ -2,8 +2,9 @@
 
 import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -58,46 +59,76 @@ class Options:
 
 
 @dataclass
-class Read:
-    """Records, and what was refused: (place, reason)."""
+class Rejected:
+    """The bad records of some files: with `on_bad_record` error the first few stop the reading, with skip none does.
 
-    records: list[Record] = field(default_factory=list)
-    rejected: list[tuple[str, str]] = field(default_factory=list)
+    Args:
+        reasons: (place, what is wrong) of each.
+    """
+
+    options: Options
+    reasons: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, reasons: Iterable[tuple[str, str]]) -> None:
+        """Raises DataError with the first few reasons if there are that many and none is allowed."""
+        self.reasons += reasons
+        if self.options.on_bad_record == "error" and len(self.reasons) >= MOST_PROBLEMS:
+            raise self.error()
+
+    def check(self, count: int, files: Iterable[Path | str]) -> None:
+        """At the end of the reading of `count` good records. Raises DataError: none, or bad ones that must not be."""
+        if self.reasons and (self.options.on_bad_record == "error" or not count):
+            raise self.error()
+        if not count:
+            raise DataError(f"{', '.join(map(str, files))}: holds no record")
+
+    def error(self) -> DataError:
+        """The first few reasons."""
+        return DataError([reason for _, reason in self.reasons[:MOST_PROBLEMS]])
 
 
-def read_records(files: Path | str | Iterable[Path | str], options: Options | None = None) -> Read:
-    """All records of one or several files.
+@dataclass(frozen=True)
+class RawChunk:
+    """Some records of one file as they stand there: (place, value), all of one format."""
+
+    format_name: str
+    items: list[tuple[str, Any]]
+
+
+def raw_chunks(files: Iterable[Path | str], options: Options, size: int) -> Iterator[RawChunk]:
+    """The records of all files in their order, `size` at a time. Raises DataError for a file that cannot be read."""
+    for path in map(Path, files):
+        format_name, items = file_format(path, options), raw_records(path)
+        while chunk := list(islice(items, size)):
+            yield RawChunk(format_name, chunk)
+
+
+def good_records(chunk: RawChunk, options: Options, rejected: list[tuple[str, str]]) -> Iterator[Record]:
+    """The records of a chunk; what is wrong with the others goes into `rejected`."""
+    for place, raw in chunk.items:
+        try:
+            yield convert(place, raw, chunk.format_name, options)
+        except DataError as error:
+            rejected.append((place, error.problems[0]))
+
+
+def read_records(
+    files: Path | str | Iterable[Path | str], options: Options | None = None
+) -> tuple[list[Record], Rejected]:
+    """All records of one or several files, and the bad ones.
 
     Raises:
         DataError: a file that cannot be read or holds no record; with `on_bad_record` error, the first few bad records.
     """
     options = options or Options()
     files = [files] if isinstance(files, str | Path) else list(files)
-    result = Read()
-    for file in files:
-        format_name = file_format(Path(file), options)
-        for place, raw in raw_records(Path(file)):
-            try:
-                result.records.append(convert(place, raw, format_name, options))
-            except DataError as error:
-                result.rejected.append((place, error.problems[0]))
-                if options.on_bad_record == "error" and len(result.rejected) == MOST_PROBLEMS:
-                    raise refusal(result.rejected) from None
-    require_records(len(result.records), result.rejected, files, options)
-    return result
-
-
-def require_records(count: int, rejected: list[tuple[str, str]], files: Iterable[Path | str], options: Options) -> None:
-    """Raises DataError if records were refused that must not be, or there is none."""
-    if rejected and (options.on_bad_record == "error" or not count):
-        raise refusal(rejected)
-    if not count:
-        raise DataError(f"{', '.join(map(str, files))}: holds no record")
-
-
-def refusal(rejected: list[tuple[str, str]]) -> DataError:
-    """The first few reasons."""
-    return DataError([reason for _, reason in rejected[:MOST_PROBLEMS]])
+    records, rejected = [], Rejected(options)
+    for chunk in raw_chunks(files, options, size=1):
+        bad: list[tuple[str, str]] = []
+        records += good_records(chunk, options, bad)
+        rejected.add(bad)
+    rejected.check(len(records), files)
+    return records, rejected
 
 
 def file_format(path: Path, options: Options) -> str:

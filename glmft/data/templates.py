@@ -59,8 +59,10 @@ def answer_ids(tokenizer: Any, message: Message | str, template: str = "default"
 
 def cue_length(tokenizer: Any, prompt: Sequence[int], template: str = "default") -> int:
     """How many tokens at the prompt's end are the answer's cue, which a cut must keep."""
-    if template == "reference":  # the reference project keeps a fixed number of tokens
-        return {"glm": len(tokenizer.prefix_ids) + 3, "glm2": 4, "glm3": 1}[tokenizer.family]
+    if template == "reference":
+        # The project keeps a number of tokens: a line break and 答： are three pieces of ChatGLM-6B's vocabulary, two
+        # line breaks and 答： four of ChatGLM2's; ChatGLM3's cue is the assistant's role token.
+        return {"glm": 3 + len(tokenizer.prefix_ids), "glm2": 4, "glm3": 1}[tokenizer.family]
     if tokenizer.family == "glm":
         return len(tokenizer.prefix_ids)
     if template == "raw":
@@ -77,7 +79,7 @@ def answer_text(tokenizer: Any, ids: Sequence[int]) -> str:
     return tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
 
 
-def targets(
+def learned_conversations(
     tokenizer: Any, messages: Sequence[Message], template: str = "default", loss_on: str = "flagged"
 ) -> list[Sequence[Message]]:
     """The conversations that become rows: a whole ChatGLM3 dialogue, else one up to each answer that is learned.
@@ -96,7 +98,7 @@ def targets(
 
 
 def make_row(tokenizer: Any, messages: Sequence[Message], template: str = "default") -> Row:
-    """The row of a conversation that `targets` gave, perhaps without its oldest turns. Raises ValueError."""
+    """The row of one of `learned_conversations`, perhaps without its oldest turns. Raises ValueError."""
     if tokenizer.family == "glm3" and template == "default":
         return _dialogue(tokenizer, messages)
     prompt = prompt_ids(tokenizer, messages[:-1], template)
@@ -121,11 +123,28 @@ def _dialogue(tokenizer: Any, messages: Sequence[Message]) -> Row:
     return Row(ids, answer_ids(tokenizer, messages[-1]), frozenset(positions), messages[-1]["loss"])
 
 
-def extra_lengths(tokenizer: Any, template: str) -> tuple[int, int]:
-    """What the reference project does not count: prompt tokens beside max_src_len, and room that it leaves unused."""
+@dataclass(frozen=True)
+class ExtraLengths:
+    """What a template does not count as the flags do, in tokens.
+
+    Args:
+        prompt: of a prompt, beside `max_src_len`.
+        unused: of `max_len`, which no answer gets.
+    """
+
+    prompt: int = 0
+    unused: int = 0
+
+
+def extra_lengths(tokenizer: Any, template: str) -> ExtraLengths:
+    """The reference project cuts a question to `max_src_len` before it adds special tokens by id.
+
+    For ChatGLM-6B and ChatGLM2 these are [gMASK] and the start mark. For ChatGLM3 a role token comes to them, and its
+    data set takes these three off the answer's room a second time.
+    """
     if template != "reference":
-        return 0, 0
-    return (3, 3) if tokenizer.family == "glm3" else (2, 0)
+        return ExtraLengths()
+    return ExtraLengths(prompt=3, unused=3) if tokenizer.family == "glm3" else ExtraLengths(prompt=2)
 
 
 # ------------------------------------------------------------------------------------- other templates

@@ -3,10 +3,11 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from encoding import encoded
 
 from glmft.data import cache as module
 from glmft.data.cache import Recipe, cached_rows, key_of
-from glmft.data.encode import Lengths, encode_records
+from glmft.data.encode import Lengths, Rules
 from glmft.data.formats import Options, read_records
 from glmft.errors import DataError
 from glmft.tokenizers.loading import load_tokenizer
@@ -23,7 +24,7 @@ def data(tmp_path):
 
 
 def recipe(**options) -> Recipe:
-    return Recipe(Options(**options), LENGTHS)
+    return Recipe(Options(**options), Rules(LENGTHS))
 
 
 @pytest.mark.parametrize("family", ["glm", "glm2", "glm3"])
@@ -33,7 +34,7 @@ def test_cached_rows_are_those_of_encoding_here(family, workers, data, official_
     monkeypatch.setattr(module, "FEW", 80)
     tokenizer = load_tokenizer(official_folders[family])
     rows = cached_rows([data], recipe(), tokenizer, tmp_path / "cache", workers)
-    want, report = encode_records(read_records(data).records, tokenizer, LENGTHS)
+    want, report = encoded(read_records(data)[0], tokenizer, LENGTHS)
     assert list(rows) == want
     assert rows[3:5] == want[3:5]
     assert rows.report == report
@@ -62,9 +63,9 @@ def test_the_key_hangs_on_all_that_the_rows_hang_on(data, official_folders, tmp_
     assert base == key_of([data], recipe(), glm2)
     others = [
         key_of([data], recipe(input_separator=" "), glm2),
-        key_of([data], Recipe(Options(), Lengths(61, 30)), glm2),
-        key_of([data], Recipe(Options(), LENGTHS, "raw"), glm2),
-        key_of([data], Recipe(Options(), LENGTHS, "default", "last"), glm2),
+        key_of([data], Recipe(Options(), Rules(Lengths(61, 30))), glm2),
+        key_of([data], Recipe(Options(), Rules(LENGTHS, "raw")), glm2),
+        key_of([data], Recipe(Options(), Rules(LENGTHS, "default", "last")), glm2),
         key_of([data], recipe(), glm3),
     ]
     with data.open("a", encoding="utf-8") as file:

@@ -3,8 +3,9 @@
 import random
 
 import pytest
+from encoding import encoded
 
-from glmft.data.encode import EncodingReport, Lengths, encode_prompt, encode_record, encode_records
+from glmft.data.encode import EncodingReport, Lengths, Rules, encode_prompt, encode_record
 from glmft.data.formats import Record
 from glmft.data.templates import answer_ids, prompt_ids
 from glmft.errors import DataError
@@ -34,7 +35,7 @@ def talk(*texts: str, loss: dict[int, bool] | None = None) -> Record:
 
 def encode(record, tokenizer, lengths=LONG, loss_on="flagged", template="default"):
     report = EncodingReport()
-    return encode_record(record, tokenizer, lengths, template, loss_on, report), report
+    return encode_record(record, tokenizer, Rules(lengths, template, loss_on), report), report
 
 
 def learned(example) -> list[int]:
@@ -136,11 +137,11 @@ def test_an_answer_has_its_own_longest_length(tokenizer):
 
 def test_records_without_anything_to_learn_are_counted(tokenizer):
     records = [talk("甲"), talk("乙", "二", loss={1: False}), talk("丙", "三")]
-    examples, report = encode_records(records, tokenizer, LONG)
+    examples, report = encoded(records, tokenizer, LONG)
     assert (len(examples), report.nothing_learned) == (1, 2)
     assert "2 left out with nothing to learn" in report.lines()[0]
     with pytest.raises(DataError, match="1 have nothing to learn"):
-        encode_records(records[:1], tokenizer, LONG)
+        encoded(records[:1], tokenizer, LONG)
 
 
 @pytest.mark.parametrize("family", ["glm", "glm2"])
@@ -148,4 +149,4 @@ def test_what_a_family_cannot_express_names_the_record(family, official_folders)
     tokenizer = load_tokenizer(official_folders[family])
     record = Record(({"role": "system", "content": "s"}, *talk("甲", "一").messages), "data.json:7")
     with pytest.raises(DataError, match=r"data\.json:7: message 0 has role 'system'"):
-        encode_records([record], tokenizer, LONG)
+        encoded([record], tokenizer, LONG)

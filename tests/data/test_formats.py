@@ -21,7 +21,7 @@ def line(**changes) -> str:
 
 def one(tmp_path, value, **options):
     """The only record of a file with this value, as (role, content) pairs."""
-    [record] = read_records(file(tmp_path, json.dumps(value)), Options(**options)).records
+    [record] = read_records(file(tmp_path, json.dumps(value)), Options(**options))[0]
     return [(m["role"], m.get("content")) for m in record.messages]
 
 
@@ -30,8 +30,8 @@ def one(tmp_path, value, **options):
 
 def test_lines_and_arrays_give_the_same_records(tmp_path):
     rows = [GOOD, {**GOOD, "input": ""}]
-    by_line = read_records(file(tmp_path, "\n".join(json.dumps(row) for row in rows) + "\n\n")).records
-    by_array = read_records(file(tmp_path, json.dumps(rows, indent=2))).records
+    by_line = read_records(file(tmp_path, "\n".join(json.dumps(row) for row in rows) + "\n\n"))[0]
+    by_array = read_records(file(tmp_path, json.dumps(rows, indent=2)))[0]
     assert [r.messages for r in by_line] == [r.messages for r in by_array]
     assert by_line[1].place.endswith("data.json:2")
     assert by_array[1].place.endswith("data.json: record 2")
@@ -42,16 +42,16 @@ def test_lines_and_arrays_give_the_same_records(tmp_path):
 def test_files_may_be_packed_and_have_a_byte_order_mark(bom, packed, tmp_path):
     content = bom + line().encode()
     path = file(tmp_path, gzip.compress(content) if packed else content, "data.jsonl.gz" if packed else "data.jsonl")
-    assert read_records(path).records[0].answer == GOOD["output"]
+    assert read_records(path)[0][0].answer == GOOD["output"]
 
 
 def test_several_files_are_read_one_after_the_other(tmp_path):
     files = [file(tmp_path, line(output=name), f"{name}.json") for name in "ab"]
-    assert [record.answer for record in read_records(files).records] == ["a", "b"]
+    assert [record.answer for record in read_records(files)[0]] == ["a", "b"]
 
 
 def test_unicode_line_separators_inside_a_record_do_not_end_it(tmp_path):
-    assert "\u2028" in read_records(file(tmp_path, line(input="甲\u2028乙"))).records[0].question[0]["content"]
+    assert "\u2028" in read_records(file(tmp_path, line(input="甲\u2028乙")))[0][0].question[0]["content"]
 
 
 # ---------------------------------------------------------------------------------------------------- formats
@@ -65,7 +65,7 @@ def test_triples(tmp_path):
 
 
 def test_the_history_of_triples_is_not_learned(tmp_path):
-    [record] = read_records(file(tmp_path, line(history=[["一", "二"]]))).records
+    [record] = read_records(file(tmp_path, line(history=[["一", "二"]])))[0]
     assert [(m["role"], m["content"], m.get("loss")) for m in record.messages[:2]] == [
         ("user", "一", None),
         ("assistant", "二", False),
@@ -82,7 +82,7 @@ def test_pairs(tmp_path):
 def test_conversations_with_a_tool(tmp_path):
     call = {"role": "tool", "name": "查", "parameters": {"城": "京", "n": 1, "x": None}, "observation": {"度": 3}}
     value = {"tools": [{"name": "查"}], "conversations": [{"role": "user", "content": "热吗"}, call]}
-    [record] = read_records(file(tmp_path, json.dumps(value))).records
+    [record] = read_records(file(tmp_path, json.dumps(value)))[0]
     system, _, called, observed = record.messages
     assert system == {"role": "system", "tools": [{"name": "查"}]}
     assert (called["metadata"], called["content"]) == ("查", "```python\ntool_call(城='京', n=1, x=None)\n```")
@@ -111,7 +111,7 @@ def test_messages_with_tool_calls(tmp_path):
 @pytest.mark.parametrize(("loss", "flag"), [(True, True), (0, False), ("0", False), ("1", True), (0.5, False)])
 def test_loss_flags_are_read_as_chatglm3_reads_them(loss, flag, tmp_path):
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "loss": loss}]
-    [record] = read_records(file(tmp_path, json.dumps({"conversations": messages}))).records
+    [record] = read_records(file(tmp_path, json.dumps({"conversations": messages})))[0]
     assert record.messages[1]["loss"] is flag
 
 
@@ -195,18 +195,18 @@ def test_the_first_few_problems_come_together(tmp_path):
     assert len(error.value.problems) == MOST_PROBLEMS
 
 
-def test_bad_records_can_be_skipped_and_are_told(tmp_path):
+def test_bad_records_can_be_skipped_and_are_listed(tmp_path):
     content = "\n".join([line(), "17", line()[:-2], line(output=None), line()])
-    read = read_records(file(tmp_path, content), Options(on_bad_record="skip"))
-    assert [record.place.rsplit(":", 1)[1] for record in read.records] == ["1", "5"]
-    assert [place.rsplit(":", 1)[1] for place, _ in read.rejected] == ["2", "3", "4"]
-    assert "'output' is null" in read.rejected[2][1]
+    records, rejected = read_records(file(tmp_path, content), Options(on_bad_record="skip"))
+    assert [record.place.rsplit(":", 1)[1] for record in records] == ["1", "5"]
+    assert [place.rsplit(":", 1)[1] for place, _ in rejected.reasons] == ["2", "3", "4"]
+    assert "'output' is null" in rejected.reasons[2][1]
     with pytest.raises(DataError, match="not an object"):
         read_records(file(tmp_path, "17"), Options(on_bad_record="skip"))
 
 
 def test_a_record_of_two_megabytes_is_read(tmp_path):
-    assert len(read_records(file(tmp_path, line(input="云" * 700_000))).records[0].question[0]["content"]) > 700_000
+    assert len(read_records(file(tmp_path, line(input="云" * 700_000)))[0][0].question[0]["content"]) > 700_000
 
 
 def test_a_folder_in_the_place_of_a_file_is_one_line(tmp_path):

@@ -4,9 +4,10 @@ import random
 
 import pytest
 import torch
+from encoding import encoded
 
 from glmft.data.collate import collate
-from glmft.data.encode import Example, Lengths, encode_records
+from glmft.data.encode import Example, Lengths
 from glmft.data.formats import single
 from glmft.data.packing import PackedRows, pack
 from glmft.models.loading import load_config, load_model
@@ -37,7 +38,7 @@ def test_loss_and_gradients_are_those_of_the_documents_one_by_one(family, backen
     folder = official_folders[family]
     tokenizer = load_tokenizer(folder)
     texts = [("云川岭溪", "泉峰"), ("湖", "岛林松柏梅兰"), ("竹菊荷", "莲"), ("桃杏", "梨枫桐"), ("槐柳榆鹤", "雁")]
-    examples, _ = encode_records([single(*text) for text in texts], tokenizer, Lengths(200, 100))
+    examples, _ = encoded([single(*text) for text in texts], tokenizer, Lengths(200, 100))
     longest = 2 * max(len(example.ids) for example in examples)
     packed = PackedRows(examples, pack([len(example.ids) for example in examples], longest, seed=0))[:]
     assert 1 < len(packed) < len(examples)

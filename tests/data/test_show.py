@@ -1,4 +1,6 @@
-from glmft.data.encode import Lengths, encode_records
+from encoding import encoded
+
+from glmft.data.encode import Lengths
 from glmft.data.formats import single
 from glmft.data.show import token_table
 from glmft.tokenizers.loading import load_tokenizer
@@ -6,7 +8,7 @@ from glmft.tokenizers.loading import load_tokenizer
 
 def test_every_token_with_its_piece_id_and_label(official_folders):
     tokenizer = load_tokenizer(official_folders["glm3"])
-    [example], _ = encode_records([single("云", "川", "data.json:3")], tokenizer, Lengths(64, 32))
+    [example], _ = encoded([single("云", "川", "data.json:3")], tokenizer, Lengths(64, 32))
     lines = token_table(example, tokenizer).splitlines()
     gmask, user = tokenizer.get_command("[gMASK]"), tokenizer.get_command("<|user|>")
     assert lines[0] == f"data.json:3: {len(example.ids)} tokens, {example.supervised} with a label"

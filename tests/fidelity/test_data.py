@@ -3,10 +3,11 @@
 import json
 
 import pytest
+from encoding import encoded
 
-from glmft.data.encode import EncodingReport, Lengths, encode_record, encode_records
+from glmft.data.encode import EncodingReport, Lengths, Rules, encode_record
 from glmft.data.formats import Options, Record, conversations, read_records, single
-from glmft.data.templates import targets
+from glmft.data.templates import learned_conversations
 from glmft.errors import DataError
 from glmft.tokenizers.loading import TOKENIZERS, load_tokenizer
 
@@ -32,11 +33,11 @@ def test_the_reference_template_gives_the_reference_projects_rows_cuts_and_label
     tokenizer = tokenizer_of(name, shared, official)
     file = shared / "goldens" / name / f"{'official_' if official else ''}dataset_goldens.json"
     data = json.loads(file.read_text(encoding="utf-8"))
-    lines = read_records(shared / "data" / data["source_file"]).records
+    lines = read_records(shared / "data" / data["source_file"])[0]
     chosen = [lines[i] for i in data["source_lines"]]
     for run in data["runs"]:
         lengths = Lengths(run["max_len"], run["max_src_len"], is_skip=run["is_skip"])
-        examples, report = encode_records(chosen, tokenizer, lengths, "reference")
+        examples, report = encoded(chosen, tokenizer, lengths, "reference")
         assert [e.ids for e in examples] == [golden["input_ids"] for golden in run["examples"]]
         assert [labels(e) for e in examples] == [golden["labels"] for golden in run["examples"]]
         assert run["printed"].endswith(f" {report.dropped}")
@@ -55,10 +56,10 @@ def test_chatglm3_dialogues_have_the_official_ids_and_labels(shared):
         if golden["source"]["conversations"] == [] or golden["whole_length"] > len(golden["input_ids"]):
             continue  # nothing said; or cut, where the official script loses the end of the row
         record = Record(conversations(golden["source"], Options()), golden["name"])
-        if not targets(tokenizer, record.messages):
+        if not learned_conversations(tokenizer, record.messages):
             assert set(golden["labels"]) == {-100}
             continue
-        [example] = encode_record(record, tokenizer, LONG, "default", "flagged", EncodingReport())
+        [example] = encode_record(record, tokenizer, Rules(LONG), EncodingReport())
         assert example.ids == golden["input_ids"], golden["name"]
         assert labels(example) == golden["labels"], golden["name"]
         compared += 1
@@ -81,7 +82,7 @@ def test_uncut_pairs_have_the_ids_and_labels_of_the_official_script(name, shared
         if not (plain and ignored and whole) or (special and name == "glm1"):
             continue
         record = single(example["prompt"], example["response"])
-        [ours] = encode_record(record, tokenizer, LONG, "default", "flagged", EncodingReport())
+        [ours] = encode_record(record, tokenizer, Rules(LONG), EncodingReport())
         assert ours.ids == golden["input_ids"]
         assert labels(ours) == golden["labels"]
         compared += 1

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from encoding import encoded
 from ranks import BASE, LORA, train
 
 import glmft
 from glmft.data.collate import collate
-from glmft.data.encode import Lengths, encode_records
+from glmft.data.encode import Lengths
 from glmft.data.formats import read_records
 from glmft.data.sampler import Plan
 from glmft.settings.config import TrainConfig
@@ -22,7 +23,7 @@ BETA1 = 0.9
 def by_hand(path, size: int, tuner_flags: dict, base: Path = BASE) -> dict[str, torch.Tensor]:
     """Gradients of the first window of `size` records, one record at a time, with torch alone."""
     model, tokenizer = glmft.load(base)
-    examples, _ = encode_records(read_records(path).records, tokenizer, Lengths(512, 256))
+    examples, _ = encoded(read_records(path)[0], tokenizer, Lengths(512, 256))
     torch.manual_seed(SEED)
     model = make_tuner(TrainConfig(**tuner_flags)).apply(model)
     window = Plan(len(examples), size, 1, 1, SEED).order(0)[:size]

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from encoding import encoded
 from ranks import BASE, metrics, train
 from safetensors.torch import load_file
 
 import glmft
 from glmft.data.collate import collate
-from glmft.data.encode import Lengths, encode_records
+from glmft.data.encode import Lengths
 from glmft.data.formats import read_records
 
 
@@ -32,7 +33,7 @@ def test_the_last_validation_is_the_loss_of_the_saved_model(ranks, size, stage, 
     assert [line["step"] for line in found] == [3, 4]
     assert "step 4/4  validation: eval_loss" in printed
     model, tokenizer = glmft.load(out)
-    examples, _ = encode_records(read_records(uneven).records, tokenizer, Lengths(512, 256))
+    examples, _ = encoded(read_records(uneven)[0], tokenizer, Lengths(512, 256))
     with torch.no_grad():
         expected = model(**collate(examples, tokenizer)).loss.item()
     assert found[-1]["eval_loss"] == pytest.approx(expected, rel=1e-5)

@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
+from encoding import encoded
 from peft import PeftModel
 from safetensors.torch import load_file
 
 import glmft
 from examples.official_layout import SMALL, make_checkpoint
 from glmft.data.collate import collate
-from glmft.data.encode import Lengths, encode_records
+from glmft.data.encode import Lengths
 from glmft.data.formats import single
 from glmft.errors import CheckpointError, ConfigError
 from glmft.models.loading import load_config, load_model, meta_model
@@ -60,7 +61,7 @@ def rows(model_folder):
     """A micro-batch of two rows as training makes them: input_ids and labels, and what the family needs beside."""
     tokenizer = load_tokenizer(model_folder)
     records = [single("云川岭溪泉", "峰湖岛林"), single("云川", "松柏")]
-    batch = collate(encode_records(records, tokenizer, Lengths(64, 32))[0], tokenizer)
+    batch = collate(encoded(records, tokenizer, Lengths(64, 32))[0], tokenizer)
     return {name: tensor for name, tensor in batch.items() if name != "loss_positions"}
 
 
