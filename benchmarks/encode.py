@@ -17,7 +17,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizer
 
 from glmft.data.cache import Recipe, cached_rows
-from glmft.data.encode import Lengths
+from glmft.data.encode import Lengths, Rules
 from glmft.data.formats import Options
 from glmft.settings.defaults import EMBEDDED, shipped
 from glmft.tokenizers.loading import load_tokenizer
@@ -66,12 +66,13 @@ def main() -> None:
         data = Path(folder) / "data.jsonl"
         write(data, args.records)
         started = time.perf_counter()
-        rows = cached_rows(
-            [data], Recipe(Options(), Lengths(256, 128)), tokenizer, Path(folder) / "cache", args.num_proc
-        )
+        recipe = Recipe(Options(), Rules(Lengths(256, 128)))
+        rows = cached_rows([data], recipe, tokenizer, Path(folder) / "cache", args.num_proc)
         ours = args.records / (time.perf_counter() - started)
         started = time.perf_counter()
-        cached_rows([data], Recipe(Options(), Lengths(256, 128)), tokenizer, Path(folder) / "cache", args.num_proc)
+        cached_rows(
+            [data], Recipe(Options(), Rules(Lengths(256, 128))), tokenizer, Path(folder) / "cache", args.num_proc
+        )
         again = time.perf_counter() - started
         slow, lines = Slow(tokenizer), data.read_text(encoding="utf-8").splitlines()[: args.sample]
         started = time.perf_counter()

@@ -40,7 +40,7 @@ def choose_dtype(dtype: str, device: Any, preferred: str | None = None) -> Any:
 
 
 def peak_memory(device: Any) -> int:
-    """The most bytes that this process has held: of the accelerator's memory, or of the host's without one."""
+    """The most bytes that this process has had: of the accelerator's memory, or of the host's without one."""
     if device.type == "cuda":
         import torch
 
@@ -51,9 +51,9 @@ def peak_memory(device: Any) -> int:
 
 
 def give_back_freed_memory() -> None:
-    """Let the C library return every large freed block to the system at once, as far as it can be told to.
+    """Let the C library return every large freed block to the system at once, as far as it can be made to.
 
-    glibc raises its own threshold as blocks are freed, and then keeps as much memory as was ever in use.
+    glibc raises its own threshold as blocks are freed, and then keeps as much memory as ever was in use.
     """
     import ctypes
 

@@ -38,23 +38,23 @@ def family_of_folder(folder: str | Path, mode: str | None = None) -> str:
     if mode is not None and mode not in FAMILIES:
         raise ConfigError(f"--mode {mode}: is none of {', '.join(FAMILIES)}")
     config = read_json_if_there(folder / "config.json")
-    found = _recorded_family(folder, config)
+    recorded = _recorded_family(folder, config)
     if _is_glm4(config):
         raise ConfigError(f"{folder}: holds a GLM-4 model; glmft knows ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B")
-    if found and mode and found != mode:
-        raise ConfigError(f"--mode {mode}: {folder} holds a {found} model; give --mode {found} or another folder")
-    if not (found or mode):
+    if recorded and mode and recorded != mode:
+        raise ConfigError(f"--mode {mode}: {folder} holds a {recorded} model; give --mode {recorded} or another folder")
+    if not (recorded or mode):
         raise ConfigError(
-            f"{folder}: ChatGLM2 or ChatGLM3? Nothing in config.json or tokenizer_config.json tells; "
+            f"{folder}: ChatGLM2 or ChatGLM3? Neither config.json nor tokenizer_config.json shows it; "
             f'say it with --mode glm2|glm3, or add "{FAMILY_KEY}" to config.json'
         )
-    return mode or found
+    return mode or recorded
 
 
 def _recorded_family(folder: Path, config: dict[str, Any]) -> str | None:
-    found = family_of_config(config)
-    if found:
-        return found
+    family = family_of_config(config)
+    if family:
+        return family
     tokenizer = read_json_if_there(folder / "tokenizer_config.json")
     if tokenizer.get(FAMILY_KEY) in FAMILIES:
         return tokenizer[FAMILY_KEY]

@@ -23,7 +23,7 @@ class Shards:
 
     def __init__(self, folder: Path, name: str, size: int = SHARD_BYTES):
         self.folder, self.name, self.size = folder, name, size
-        self.held: dict[str, Tensor] = {}
+        self.waiting: dict[str, Tensor] = {}
         self.bytes = self.written = 0
         self.problem: Exception | None = None
 
@@ -31,7 +31,7 @@ class Shards:
         if self.problem is None:
             if self.bytes + tensor.nbytes > self.size:
                 self._write()
-            self.held[name] = tensor
+            self.waiting[name] = tensor
             self.bytes += tensor.nbytes
 
     def close(self) -> None:
@@ -41,13 +41,13 @@ class Shards:
             raise self.problem
 
     def _write(self) -> None:
-        if self.problem is None and self.held:
+        if self.problem is None and self.waiting:
             self.written += 1
             try:
-                save_file(self.held, self.folder / f"{self.name}-{self.written:05d}.safetensors")
+                save_file(self.waiting, self.folder / f"{self.name}-{self.written:05d}.safetensors")
             except Exception as error:
                 self.problem = error
-        self.held, self.bytes = {}, 0
+        self.waiting, self.bytes = {}, 0
 
 
 class StoredTensors(Mapping[str, Tensor]):
@@ -61,10 +61,10 @@ class StoredTensors(Mapping[str, Tensor]):
         self.files: dict[str, Path] = {}
         self.shapes: dict[str, list[int]] = {}
         for file in files:
-            held = open_weights(file)
-            for name in held.keys():  # noqa: SIM118  safetensors' handle cannot be iterated
+            stored = open_weights(file)
+            for name in stored.keys():  # noqa: SIM118  safetensors' handle cannot be iterated
                 self.files[name] = file
-                shape = held[name].shape if isinstance(held, dict) else held.get_slice(name).get_shape()
+                shape = stored[name].shape if isinstance(stored, dict) else stored.get_slice(name).get_shape()
                 self.shapes[name] = list(shape)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -77,9 +77,9 @@ class StoredTensors(Mapping[str, Tensor]):
         return len(self.files)
 
 
-def tensor_of(held: Any, name: str) -> Tensor:
+def tensor_of(stored: Any, name: str) -> Tensor:
     """A tensor of what `open_weights` gave."""
-    return held[name] if isinstance(held, dict) else held.get_tensor(name)
+    return stored[name] if isinstance(stored, dict) else stored.get_tensor(name)
 
 
 def open_weights(file: Path) -> Any:

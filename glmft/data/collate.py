@@ -41,13 +41,13 @@ def packed_positions(examples: Sequence[Example], tokenizer: Any, longest: int) 
     """position_ids [b, s] or, for ChatGLM-6B, [b, 2, s], which start again with every document and with the padding."""
     rows = []
     for example in examples:
-        parts, documents, done = getattr(example, "parts", (len(example.ids),)), [], 0
+        parts, documents, start = getattr(example, "parts", (len(example.ids),)), [], 0
         for length in parts:
-            documents.append(torch.tensor(tokenizer.positions(example.ids[done : done + length])))
-            done += length
-        padding = torch.arange(longest - done).expand(*documents[0].shape[:-1], -1)
+            documents.append(torch.tensor(tokenizer.positions(example.ids[start : start + length])))
+            start += length
+        padding = torch.arange(longest - start).expand(*documents[0].shape[:-1], -1)
         if tokenizer.family == "glm":
-            padding = torch.stack((torch.arange(longest - done), torch.zeros(longest - done, dtype=torch.long)))
+            padding = torch.stack((torch.arange(longest - start), torch.zeros(longest - start, dtype=torch.long)))
         rows.append(torch.cat((*documents, padding), dim=-1))
     return torch.stack(rows)
 

@@ -22,7 +22,7 @@ class Record:
 
     Args:
         messages: of `role` and `content`; perhaps with `metadata` (the tool that an assistant calls), `loss` (whether
-            it is learned; None: nothing was said), `tools` (described in a system message, then without content).
+            it is learned; None: no flag), `tools` (described in a system message, then without content).
         place: FILE:LINE.
     """
 
@@ -230,15 +230,15 @@ def _dialogue(value: dict[str, Any], key: str) -> tuple[Message, ...]:
         raise DataError(f"{key!r} is missing")
     if not isinstance(value[key], list) or not value[key]:
         raise DataError(f"{key!r} is {'empty' if value[key] == [] else 'no list of messages'}")
-    found: list[Message] = []
+    messages: list[Message] = []
     if "tools" in value:
-        found.append({"role": "system", "tools": value["tools"]})
+        messages.append({"role": "system", "tools": value["tools"]})
     for number, message in enumerate(value[key], 1):
         try:
-            found += _messages(message)
+            messages += _messages(message)
         except DataError as error:
             raise DataError(f"message {number}: {error.problems[0]}") from None
-    return tuple(found)
+    return tuple(messages)
 
 
 def _messages(message: Any) -> list[Message]:
@@ -344,8 +344,8 @@ def _string(value: Any, key: str) -> str:
     return value
 
 
-def _checked(found: tuple[Message, ...]) -> tuple[Message, ...]:
-    for message in found:
+def _checked(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    for message in messages:
         for text in (message.get("content", ""), message.get("metadata", "")):
             if "\x00" in text:
                 raise DataError("a text holds a NUL byte; remove it")
@@ -353,4 +353,4 @@ def _checked(found: tuple[Message, ...]) -> tuple[Message, ...]:
                 text.encode()
             except UnicodeEncodeError:
                 raise DataError("a text holds half a surrogate pair, which is no character; remove it") from None
-    return found
+    return messages

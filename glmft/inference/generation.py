@@ -18,7 +18,7 @@ def answer(
     max_src_len: int = 2048,
     max_new_tokens: int = 256,
     template: str = "default",
-    advance: Callable[[int], Any] = lambda done: None,
+    advance: Callable[[int], Any] = lambda count: None,
 ) -> list[str]:
     """The model's answer to each query, in the order of the queries.
 

@@ -67,8 +67,8 @@ def attend(
     if prefix is not None:
         query, key, value = with_prefix(layer.config, query, key, value, prefix, attention_mask)
     backend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(layer.config._attn_implementation, eager_attention)
-    mixed, weights = backend(layer, query, key, value, attention_mask, scaling=layer.scaling, dropout=0.0, **kwargs)
-    return mixed[:, -length:].flatten(2), weights
+    attended, weights = backend(layer, query, key, value, attention_mask, scaling=layer.scaling, dropout=0.0, **kwargs)
+    return attended[:, -length:].flatten(2), weights
 
 
 def with_prefix(
@@ -76,7 +76,7 @@ def with_prefix(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Put the prefix's keys and values in front.
 
-    Where a backend would be told plain `is_causal` (no mask, several queries), as many empty queries stand in front
+    Where a backend would get plain `is_causal` (no mask, several queries), as many empty queries stand in front
     too: the score matrix is square again and the fast kernels apply. The caller drops those outputs.
 
     Args:

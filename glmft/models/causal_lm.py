@@ -10,7 +10,7 @@ from glmft.models.head import supervised_nll
 
 
 class CausalLM:
-    """To be mixed into a model that has `transformer`, `config` and the output embeddings."""
+    """A part of a model that has `transformer`, `config` and the output embeddings."""
 
     accepts_loss_kwargs = True
 
@@ -71,7 +71,9 @@ class CausalLM:
         loss = logits = None
         if labels is not None:
             loss = supervised_nll(hidden, labels, head, loss_positions, num_items_in_batch)
-        if labels is None if return_logits is None else return_logits:
+        if return_logits is None:
+            return_logits = labels is None
+        if return_logits:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = head(hidden[:, kept])
         result = CausalLMOutputWithPast(

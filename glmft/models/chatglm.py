@@ -34,7 +34,7 @@ class RotaryPositions(nn.Module):
     def __init__(self, head_dim: int):
         super().__init__()
         self.size = head_dim // 2
-        # Official checkpoints carry this tensor and the official code ignores its values: held for the round trip.
+        # Official checkpoints carry this tensor and the official code ignores its values: it stays for the round trip.
         self.register_buffer("inv_freq", self.frequencies())
 
     def frequencies(self, device: torch.device | None = None) -> Tensor:
@@ -83,11 +83,11 @@ class SelfAttention(nn.Module):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """hidden [b, s, h], prefix [2, heads, P, d] -> output [b, s, h] and, if eager, the attention probabilities."""
-        mixed = self.query_key_value(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [b, heads, s, 3 d]
-        query, key, value = mixed.chunk(3, dim=-1)
+        fused = self.query_key_value(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [b, heads, s, 3 d]
+        query, key, value = fused.chunk(3, dim=-1)
         query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
-        mixed, weights = attend(self, query, key, value, attention_mask, prefix, past_key_values, **kwargs)
-        return self.dense(mixed), weights
+        attended, weights = attend(self, query, key, value, attention_mask, prefix, past_key_values, **kwargs)
+        return self.dense(attended), weights
 
 
 class MLP(nn.Module):

@@ -42,7 +42,7 @@ class RotaryPositions(nn.Module):
     def __init__(self, config: ChatGLM2Config):
         super().__init__()
         self.config = config
-        # Official checkpoints carry this tensor and the official code ignores its values: held for the round trip.
+        # Official checkpoints carry this tensor and the official code ignores its values: it stays for the round trip.
         self.register_buffer("inv_freq", self.frequencies())
 
     def frequencies(self, device: torch.device | None = None) -> Tensor:
@@ -101,11 +101,11 @@ class SelfAttention(nn.Module):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """hidden [b, s, h], prefix [2, g, P, d] -> output [b, s, h] and, if eager, the attention probabilities."""
-        mixed = self.query_key_value(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        query, key, value = mixed.split([self.heads, self.groups, self.groups], dim=1)  # [b, heads or g, s, d]
+        fused = self.query_key_value(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        query, key, value = fused.split([self.heads, self.groups, self.groups], dim=1)  # [b, heads or g, s, d]
         query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
-        mixed, weights = attend(self, query, key, value, attention_mask, prefix, past_key_values, **kwargs)
-        return self.dense(mixed), weights
+        attended, weights = attend(self, query, key, value, attention_mask, prefix, past_key_values, **kwargs)
+        return self.dense(attended), weights
 
 
 class MLP(nn.Module):

@@ -207,7 +207,7 @@ class ChatGLM2Config(ChatGLMConfig):
 
     @property
     def rope_line(self) -> str | None:
-        """Which of the two official formulas of `rope_ratio` is taken, to be told to the user; None without one."""
+        """Which of the two official formulas of `rope_ratio` is taken, for the user's log; None without one."""
         if self.rope_ratio == 1:
             return None
         taken = "divides the positions" if self.rope_scales_positions else "multiplies the rotary base"

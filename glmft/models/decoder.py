@@ -11,7 +11,7 @@ from glmft.models.prefix import VirtualTokens
 
 
 class Decoder(VirtualTokens):
-    """To be mixed into a `PreTrainedModel` that names its parts: `blocks`, `last_norm` and `geometry`."""
+    """A part of a `PreTrainedModel` that names its layers: `blocks`, `last_norm` and `geometry`."""
 
     last_state_is_normed = False  # whether the last of the hidden states is the one after the final norm
 

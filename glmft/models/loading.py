@@ -56,18 +56,18 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         CheckpointError: no weights, or a shard that the index names is missing.
     """
-    found = next((name for name in WEIGHTS if (folder / name).is_file()), None)
-    if found is None:
+    name = next((name for name in WEIGHTS if (folder / name).is_file()), None)
+    if name is None:
         raise CheckpointError(f"{folder}: holds no weights (looked for {', '.join(WEIGHTS)})")
-    if not found.endswith(".index.json"):
-        return [folder / found]
-    index = read_json(folder / found).get("weight_map")
+    if not name.endswith(".index.json"):
+        return [folder / name]
+    index = read_json(folder / name).get("weight_map")
     if not isinstance(index, dict) or not index:
-        raise CheckpointError(f"{folder / found}: has no weight_map; copy it again")
+        raise CheckpointError(f"{folder / name}: has no weight_map; copy it again")
     files = [folder / shard for shard in sorted(set(index.values()))]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        raise CheckpointError(f"{folder}: {', '.join(missing)} of {found} is missing; copy it into the folder")
+        raise CheckpointError(f"{folder}: {', '.join(missing)} of {name} is missing; copy it into the folder")
     return files
 
 
@@ -84,7 +84,7 @@ def load_model(config: Any, folder: str | Path, dtype: torch.dtype, attn_impleme
     folder = Path(folder)
     files = weight_files(folder)
     try:
-        model, found = MODELS[config.family][1].from_pretrained(
+        model, report = MODELS[config.family][1].from_pretrained(
             folder,
             config=config,
             dtype=dtype,
@@ -98,14 +98,14 @@ def load_model(config: Any, folder: str | Path, dtype: torch.dtype, attn_impleme
         for file in files:
             open_weights(file)  # names the broken one
         raise CheckpointError(f"{folder}: the weights cannot be loaded ({one_line(error)})") from None
-    prefix = {name for name in found["missing_keys"] if "prefix_encoder" in name}
-    if config.pre_seq_len and not prefix and set(EMBEDDINGS) & set(found["missing_keys"]):
+    prefix = {name for name in report["missing_keys"] if "prefix_encoder" in name}
+    if config.pre_seq_len and not prefix and set(EMBEDDINGS) & set(report["missing_keys"]):
         raise CheckpointError(
             f"{folder}: holds a P-Tuning prefix and no model; name its base with --model_name_or_path, and this folder "
             "with --ptuning_checkpoint"
         )
-    misshapen = [f"{one_line(m)} has another shape than config.json says" for m in found["mismatched_keys"]]
-    require_fit(folder, set(found["missing_keys"]) - prefix, found["unexpected_keys"], misshapen)
+    misshapen = [f"{one_line(m)} has another shape than config.json says" for m in report["mismatched_keys"]]
+    require_fit(folder, set(report["missing_keys"]) - prefix, report["unexpected_keys"], misshapen)
     return model
 
 
@@ -124,11 +124,11 @@ def require_fit(folder: Path, missing: Iterable[str], unexpected: Iterable[str],
 
 def read_tensors(folder: Path, names: Iterable[str]) -> dict[str, Tensor]:
     """Some tensors of a folder as its files hold them, in their own dtype; names that are not there are left out."""
-    wanted, found = set(names), {}
+    wanted, tensors = set(names), {}
     for file in weight_files(folder):
-        held = open_weights(file)
-        found |= {name: tensor_of(held, name) for name in wanted & set(held.keys())}
-    return found
+        stored = open_weights(file)
+        tensors |= {name: tensor_of(stored, name) for name in wanted & set(stored.keys())}
+    return tensors
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

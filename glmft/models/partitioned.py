@@ -31,7 +31,7 @@ def load_partitioned(
 
     Args:
         ds_config: of a ZeRO-3 run.
-        trains: of all parameter names, those that will be trained; they are held in `trained_in`, the rest in the
+        trains: of all parameter names, those that will be trained; they get `trained_in`, the rest the
             run's number format.
 
     Raises:
@@ -59,18 +59,18 @@ def load_partitioned(
             if stored is not None:
                 value.copy_(stored[full])
             module._parameters[name] = nn.Parameter(value, requires_grad=False)
-            deepspeed.zero.Init(module=holder(module._parameters[name]), config_dict_or_path=ds_config)
+            deepspeed.zero.Init(module=wrapped(module._parameters[name]), config_dict_or_path=ds_config)
         for name, buffer in module._buffers.items():  # small, and the same on every rank
-            own = buffer if stored is None else stored.get(f"{prefix}.{name}", buffer)
-            buffer.copy_(gather_objects(world, own)[0])
+            value = buffer if stored is None else stored.get(f"{prefix}.{name}", buffer)
+            buffer.copy_(gather_objects(world, value)[0])
     model.tie_weights()
     return model.eval()
 
 
-def holder(parameter: nn.Parameter) -> nn.Module:
+def wrapped(parameter: nn.Parameter) -> nn.Module:
     """A module of one parameter, for what takes a module."""
     module = nn.Module()
-    module.held = parameter
+    module.parameter = parameter
     return module
 
 

@@ -33,9 +33,9 @@ def two_dimensional_positions(config: Any, input_ids: Tensor, attention_mask: Te
     is_gmask = (input_ids == config.gmask_token_id) & (real > 0)
     is_mask = (input_ids == config.mask_token_id) & (real > 0)
     is_gap = torch.where(is_gmask.any(1, keepdim=True), is_gmask, is_mask)
-    for name, found in (("<sop>", is_start), ("[gMASK] or [MASK]", is_gap)):
-        if not found.any(1).all():
-            row = int((~found.any(1)).nonzero()[0])
+    for name, is_mark in (("<sop>", is_start), ("[gMASK] or [MASK]", is_gap)):
+        if not is_mark.any(1).all():
+            row = int((~is_mark.any(1)).nonzero()[0])
             raise ValueError(f"row {row} of input_ids holds no {name}; ChatGLM-6B's positions hang on it")
     start = column.gather(1, is_start.int().argmax(1, keepdim=True))
     gap = column.gather(1, is_gap.int().argmax(1, keepdim=True))

@@ -49,7 +49,7 @@ class PrefixEncoder(nn.Module):
 
 
 class VirtualTokens:
-    """To be mixed into a model: keys and values that stand in front of every layer's own, from one of two sources.
+    """A part of a model: keys and values that stand in front of every layer's own, from one of two sources.
 
     `prefix_encoder` (where `config.pre_seq_len` is set) gives them for each layer: P-Tuning v2. `prompt_encoder` (where
     `config.prompt_seq_len` is set) gives embeddings, which go through the layers once and leave their keys and values

@@ -47,7 +47,7 @@ def setting(
 
 @dataclass
 class ModelSettings:
-    """Which model, and how it is held."""
+    """Which model, and in which number format."""
 
     title: ClassVar[str] = "model"
 
@@ -55,7 +55,7 @@ class ModelSettings:
         None, "folder of a base model in the official layout, or of an adapter; none: the embedded tiny base"
     )
     base_model_path: str | None = setting(None, "where an adapter's base model lies now, if it has moved")
-    mode: str | None = setting(None, "model family; read from the folder where it tells", choices=FAMILIES)
+    mode: str | None = setting(None, "model family; read off the folder where that shows it", choices=FAMILIES)
     ptuning_checkpoint: str | None = setting(
         None, "a P-Tuning v2 prefix to put onto the base model: a folder or file with transformer.prefix_encoder.*"
     )
@@ -154,7 +154,9 @@ class ValidationSettings:
     title: ClassVar[str] = "validation"
 
     val_path: str | None = setting(
-        None, "files of records, as train_path, whose loss is told while training", ("--validation_file", "--val_file")
+        None,
+        "files of records, as train_path, to look at while training",
+        ("--validation_file", "--val_file"),
     )
     val_ratio: float = setting(
         0.0, "in place of val_path: hold out this share of the training rows", at_least=0, at_most=0.9
@@ -348,7 +350,7 @@ class InspectConfig(LearningSettings):
     model_name_or_path: str | None = setting(
         None, "folder with the tokenizer; none: the embedded tiny base", ("--model",)
     )
-    mode: str | None = setting(None, "model family; read from the folder where it tells", choices=FAMILIES)
+    mode: str | None = setting(None, "model family; read off the folder where that shows it", choices=FAMILIES)
     records: str = setting("0", "comma-separated numbers of rows to show, counted from 0; none: the report alone")
     color: str = setting("auto", "color what is learned; auto: on a terminal", choices=("auto", "always", "never"))
 
@@ -359,7 +361,7 @@ class MergeConfig:
 
     ori_model_dir: str | None = setting(None, "folder of the base model; none: the path that the adapter recorded")
     model_dir: str | None = setting(None, "folder of the LoRA adapter (required)")
-    mode: str | None = setting(None, "model family; read from the folder where it tells", choices=FAMILIES)
+    mode: str | None = setting(None, "model family; read off the folder where that shows it", choices=FAMILIES)
     output_dir: str | None = setting(None, "new folder for the merged model; none: merged/ in model_dir")
     max_shard_size: str = setting("2GB", "largest weight file")
 

@@ -41,7 +41,9 @@ _OURS = {
 }
 
 
-# Buckets of ZeRO-3 that a file leaves to us, in elements, from the model's hidden size: as transformers fills them.
+# Buckets of ZeRO-3 that a file leaves to us, in elements, from the model's hidden size: as transformers fills them, so
+# that a file behaves as it did there. A prefetch is less than a square weight (0.9 of one), so that the next layer's
+# parameters do not crowd out the present one's; below ten vectors (biases, norms) a parameter stays on every rank.
 _BY_HIDDEN_SIZE = {
     "reduce_bucket_size": lambda hidden: hidden * hidden,
     "stage3_prefetch_bucket_size": lambda hidden: int(0.9 * hidden * hidden),

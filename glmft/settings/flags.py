@@ -73,11 +73,11 @@ def _with_config(argv: list[str], known: list[str]) -> list[str]:
 
 
 def _without_ignored(argv: list[str], kind: type) -> tuple[list[str], list[str]]:
-    own = {name for f in dataclasses.fields(kind) for name in (f"--{f.name}", *f.metadata["aliases"])}
+    known = {name for f in dataclasses.fields(kind) for name in (f"--{f.name}", *f.metadata["aliases"])}
     kept, ignored, position = [], [], 0
     while position < len(argv):
         flag, _, value = argv[position].partition("=")
-        if flag in IGNORED_FLAGS and flag not in own:
+        if flag in IGNORED_FLAGS and flag not in known:
             ignored.append(flag)
             follows = position + 1 < len(argv) and not argv[position + 1].startswith("--")
             position += 1 if IGNORED_FLAGS[flag] and not value and follows else 0

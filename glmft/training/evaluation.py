@@ -1,4 +1,4 @@
-"""What a run looks at while it trains: the loss of held-out rows, and scores of answers to some of them."""
+"""What a run looks at while it trains: the loss of validation rows, and scores of answers to some of them."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -13,8 +13,8 @@ def learning_rate(step: int, total: int, config: TrainConfig) -> float:
     warmup = math.ceil(config.warmup_ratio * total)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
-    done = (step - warmup) / max(1, total - warmup)
-    shape = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}
+    progress = (step - warmup) / max(1, total - warmup)
+    shape = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
     floor = config.min_lr_ratio
     return config.learning_rate * (floor + (1 - floor) * shape[config.lr_scheduler_type])
 

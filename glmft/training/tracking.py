@@ -87,7 +87,7 @@ class Tracker:
 
     @contextlib.contextmanager
     def surviving(self) -> Iterator[None]:
-        """A full disk costs figures, not the run; it is said once."""
+        """A full disk costs figures, not the run; with one warning."""
         try:
             yield
         except OSError as error:
@@ -154,7 +154,7 @@ class Tracker:
             self.bar.set_postfix_str(shown)
 
     def log_evaluation(self, step: int, figures: dict[str, float]) -> None:
-        """Figures of held-out rows; the time they took is not the next log line's."""
+        """Figures of the validation rows; the time they took does not count into the next log line."""
         self.record({"step": step, **figures})
         shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
         self.print(f"step {step}/{self.total}  validation: {shown}")

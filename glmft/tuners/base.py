@@ -35,7 +35,7 @@ class Tuner(ABC):
         return []
 
     def owned_by_base(self, names: list[str]) -> set[str]:
-        """Which of the base model's own parameters train."""
+        """Which of the base model's parameters train."""
         return set()
 
     @property
