@@ -1,6 +1,7 @@
 """The command line: `glmft train|predict|merge`, and train.py, predict.py, merge_lora.py, which call it."""
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -8,7 +9,6 @@ from typing import NoReturn
 from glmft import __version__
 from glmft.dist import alike_on_all_ranks, end_process, env_rank, is_main, parting
 from glmft.errors import GlmftError
-from glmft.inference.metrics import TEXT_SCORES
 from glmft.settings.config import InspectConfig, MergeConfig, PredictConfig, TrainConfig
 from glmft.settings.flags import parse_arguments
 from glmft.settings.yaml_file import demo_arguments
@@ -25,12 +25,19 @@ glmft COMMAND --help lists the settings."""
 
 def train(argv: Sequence[str], program: str) -> int:
     with alike_on_all_ranks():
-        config = parse_arguments(TrainConfig, demo_arguments(list(argv)), program)
+        config = parse_arguments(TrainConfig, demo_arguments(list(argv)), program, tuner_settings)
     from glmft.commands.train import train as run
 
     with parting():
         run(config)
     return 0
+
+
+def tuner_settings(train_type: str) -> list[dataclasses.Field]:
+    """Settings that one tuner alone has."""
+    from glmft.tuners import settings_of
+
+    return settings_of(train_type)
 
 
 def predict(argv: Sequence[str], program: str) -> int:
@@ -40,7 +47,7 @@ def predict(argv: Sequence[str], program: str) -> int:
     results = run(config)
     if "triple" in results:
         print("triple precision {precision:.4f} recall {recall:.4f} F1 {f1:.4f}".format(**results["triple"]))
-    print(", ".join(f"{name} {results[f'predict_{name}']:.4f}" for name in TEXT_SCORES))
+    print(", ".join(f"{name.removeprefix('predict_')} {results[name]:.4f}" for name in results if "predict_" in name))
     print(f"{results['records']} answers in {results['folder']}/generated_predictions.txt")
     return 0
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -144,7 +144,7 @@ def file_format(path: Path, options: Options) -> str:
 def convert(place: str, raw: Any, format_name: str, options: Options) -> Record:
     """One checked record. Raises DataError with one line that begins with the place."""
     try:
-        return Record(_checked(FORMATS[format_name](value_of(place, raw), options)), place)
+        return Record(_checked(FORMATS[format_name].messages(value_of(place, raw), options)), place)
     except DataError as error:
         problem = _known_formats(place, raw, options) or error.problems[0]
         raise DataError(problem if problem.startswith(place) else f"{place}: {problem}") from None
@@ -171,10 +171,10 @@ def detect(value: Any, options: Options) -> str:
         raise DataError(f"a {type(value).__name__}, not an object with instruction, input, output")
     if options.prompt_column or options.response_column:
         return "pairs"
-    for name, keys in KEYS.items():
-        if set(keys) & value.keys():
+    for name, form in FORMATS.items():
+        if set(form.keys) & value.keys():
             return name
-    known = "; ".join(f"{name} ({', '.join(keys)})" for name, keys in KEYS.items())
+    known = "; ".join(f"{name} ({', '.join(form.keys)})" for name, form in FORMATS.items())
     raise DataError(f"an object with {', '.join(value) or 'nothing'}: of no known format. There are {known}")
 
 
@@ -216,13 +216,27 @@ def messages(value: Any, options: Options) -> tuple[Message, ...]:
     return _dialogue(value, "messages")
 
 
-KEYS = {
-    "conversations": ("conversations",),
-    "messages": ("messages",),
-    "triples": ("instruction", "output"),
-    "pairs": ("content", "summary"),
+@dataclass(frozen=True)
+class Format:
+    """A way to write records.
+
+    Args:
+        messages: the conversation that a record's value stands for; raises DataError.
+        keys: a record that has one of them is of this format.
+    """
+
+    messages: Callable[[Any, Options], tuple[Message, ...]]
+    keys: tuple[str, ...]
+
+
+# In the order in which a record's keys are compared. To add one, write its function and a line here, and its name into
+# `DATA_FORMATS` of the settings.
+FORMATS = {
+    "conversations": Format(conversations, ("conversations",)),
+    "messages": Format(messages, ("messages",)),
+    "triples": Format(triples, ("instruction", "output")),
+    "pairs": Format(pairs, ("content", "summary")),
 }
-FORMATS = {"triples": triples, "pairs": pairs, "conversations": conversations, "messages": messages}
 
 
 def _dialogue(value: dict[str, Any], key: str) -> tuple[Message, ...]:

@@ -1,8 +1,6 @@
 """Scores of answers against labels."""
 
-from collections.abc import Sequence
-
-TEXT_SCORES = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
+from collections.abc import Callable, Sequence
 
 
 def triple_lines(text: str) -> set[str]:
@@ -28,25 +26,36 @@ def triple_f1(predictions: Sequence[str], labels: Sequence[str]) -> dict[str, fl
     return dict(zip(("precision", "recall", "f1"), means, strict=True))
 
 
-def text_score(prediction: str, label: str) -> dict[str, float]:
-    """ROUGE-1, ROUGE-2 and ROUGE-L F over jieba's words, and BLEU-4 over characters, in percent with four digits.
-
-    As the official P-Tuning script has them: BLEU smoothed by method 3 of Chen and Cherry (2014). Where that script
-    fails, on a side without any word, ROUGE is 0.
-    """
+def rouge(prediction: str, label: str) -> dict[str, float]:
+    """F of ROUGE-1, ROUGE-2 and ROUGE-L (Lin, 2004) over jieba's words; 0 for a side without any word."""
     import jieba
-    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
     from rouge_chinese import Rouge
 
     jieba.setLogLevel("ERROR")
     words = [" ".join(jieba.cut(text)) for text in (prediction, label)]
-    scores = dict.fromkeys(TEXT_SCORES, 0.0)
-    if all(text.split() for text in words):
-        scores |= {name: score["f"] for name, score in Rouge().get_scores(*words)[0].items()}
-    if prediction and label:
-        smoothing = SmoothingFunction().method3
-        scores["bleu-4"] = sentence_bleu([list(label)], list(prediction), smoothing_function=smoothing)
-    return {name: round(100 * value, 4) for name, value in scores.items()}
+    if not all(text.split() for text in words):
+        return dict.fromkeys(("rouge-1", "rouge-2", "rouge-l"), 0.0)
+    return {name: 100 * score["f"] for name, score in Rouge().get_scores(*words)[0].items()}
+
+
+def bleu(prediction: str, label: str) -> dict[str, float]:
+    """BLEU-4 over characters, smoothed by method 3 of Chen and Cherry (2014), as the official P-Tuning script has it."""
+    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+
+    if not (prediction and label):
+        return {"bleu-4": 0.0}
+    smoothing = SmoothingFunction().method3
+    return {"bleu-4": 100 * sentence_bleu([list(label)], list(prediction), smoothing_function=smoothing)}
+
+
+# What every answer is scored by, in percent; to add a metric, write its function and name it here.
+TEXT_METRICS: list[Callable[[str, str], dict[str, float]]] = [rouge, bleu]
+
+
+def text_score(prediction: str, label: str) -> dict[str, float]:
+    """All of `TEXT_METRICS` of one answer, in percent with four digits."""
+    scores = (score for metric in TEXT_METRICS for score in metric(prediction, label).items())
+    return {name: round(value, 4) for name, value in scores}
 
 
 def text_scores(predictions: Sequence[str], labels: Sequence[str]) -> dict[str, float]:

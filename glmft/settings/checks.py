@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from glmft.errors import ConfigError, nearest
-from glmft.settings.config import TRAIN_TYPE_ALIASES, TRAIN_TYPES, DataSettings, TrainConfig
+from glmft.settings.config import TRAIN_TYPE_ALIASES, TUNERS, DataSettings, TrainConfig
 from glmft.settings.defaults import find_ds_file
 from glmft.settings.sources import find_sources
 
@@ -18,9 +18,9 @@ KEEPS = {"at least": operator.ge, "more than": operator.gt, "at most": operator.
 def check(config: TrainConfig) -> list[str]:
     """All problems that the settings alone show, one line each. Files are looked for, not read."""
     problems = []
-    if config.train_type not in TRAIN_TYPES:
-        near = nearest(config.train_type, (*TRAIN_TYPES, *TRAIN_TYPE_ALIASES))
-        problems.append(f"--train_type {config.train_type}: is none of {', '.join(TRAIN_TYPES)}, all{near}")
+    if config.train_type not in TUNERS:
+        near = nearest(config.train_type, (*TUNERS, *TRAIN_TYPE_ALIASES))
+        problems.append(f"--train_type {config.train_type}: is none of {', '.join(TUNERS)}, all{near}")
     if config.max_src_len >= config.max_len:
         problems.append(
             f"--max_src_len {config.max_src_len} leaves no room for an answer in --max_len {config.max_len}; "

@@ -12,7 +12,14 @@ from typing import Any, ClassVar
 
 from glmft.family import FAMILIES
 
-TRAIN_TYPES = ("full", "freeze", "ptuning", "prompt", "lora")
+# The ways to train, and the class of each: to add one, write its file and a line here.
+TUNERS = {
+    "full": "glmft.tuners.full.Full",
+    "freeze": "glmft.tuners.freeze.Freeze",
+    "ptuning": "glmft.tuners.prefix.Prefix",
+    "prompt": "glmft.tuners.prompt.Prompt",
+    "lora": "glmft.tuners.lora.Lora",
+}
 DATA_FORMATS = ("auto", "triples", "pairs", "conversations", "messages")
 TRAIN_TYPE_ALIASES = {"all": "full"}
 WATCHED = ("eval_loss", "rouge-1", "rouge-2", "rouge-l", "bleu-4", "f1")
@@ -189,7 +196,9 @@ class TunerSettings:
 
     title: ClassVar[str] = "what is trained"
 
-    train_type: str = setting("lora", f"one of {', '.join(TRAIN_TYPES)} (all: the same as full)")
+    # What tuners with settings of their own were given; such a setting is a flag once --train_type names its tuner.
+    tuner_settings: dict[str, Any] = field(default_factory=dict, metadata={"limits": {}, "aliases": ()})
+    train_type: str = setting("lora", f"one of {', '.join(TUNERS)} (all: the same as full)")
     lora_dim: int = setting(8, "LoRA: rank", at_least=1)
     lora_alpha: float = setting(30, "LoRA: the update is scaled by lora_alpha / lora_dim", more_than=0)
     lora_dropout: float = setting(0.1, "LoRA: dropout probability on the way into the update", at_least=0, at_most=1)

@@ -4,12 +4,13 @@ import argparse
 import dataclasses
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from glmft.dist import env_rank
+from glmft.dist import is_main
 from glmft.errors import ConfigError, nearest
-from glmft.settings.yaml_file import yaml_arguments
+from glmft.settings.yaml_file import read_yaml, yaml_arguments
 
 # Flags that users' scripts carry and that mean nothing here: accepted with one warning. Value: whether one follows.
 IGNORED_FLAGS = {
@@ -37,13 +38,34 @@ REFUSED_FLAGS = {
 Settings = TypeVar("Settings")
 
 
-def parse_arguments(kind: type[Settings], argv: list[str], program: str) -> Settings:
+def parse_arguments(
+    kind: type[Settings],
+    argv: list[str],
+    program: str,
+    settings_of: Callable[[str], list[dataclasses.Field]] = lambda train_type: [],
+) -> Settings:
     """Flags to a settings object.
+
+    Args:
+        settings_of: what a --train_type has of settings of its own; asked only if it goes wrong without them.
 
     Raises:
         ConfigError: flags that are unknown (with the nearest name), repeated values or values of a wrong type.
     """
     parser = _parser(kind, program)
+    try:
+        return _parse(kind, argv, parser)
+    except ConfigError:
+        more = settings_of(_train_type(argv))
+        if not more:
+            raise
+    group = parser.add_argument_group("settings of this --train_type")
+    for f in more:
+        _add_flag(group, f, f.type)
+    return _parse(kind, argv, parser)
+
+
+def _parse(kind: type[Settings], argv: list[str], parser: argparse.ArgumentParser) -> Settings:
     known = [option for action in parser._actions for option in action.option_strings]
     argv, ignored = _without_ignored(_with_config(argv, known), kind)
     flags = [argument.split("=")[0] for argument in argv if argument.startswith("--")]
@@ -51,11 +73,27 @@ def parse_arguments(kind: type[Settings], argv: list[str], program: str) -> Sett
         raise ConfigError(refused)
     unknown = [flag for flag in flags if flag not in known]
     if unknown:
-        raise ConfigError(f"{flag}: no such setting{nearest(flag, known)}; see {program} --help" for flag in unknown)
-    config = kind(**vars(parser.parse_args(argv)))
-    if ignored and env_rank() == 0:
+        see = f"see {parser.prog} --help"
+        raise ConfigError(f"{flag}: no such setting{nearest(flag, known)}; {see}" for flag in unknown)
+    values = vars(parser.parse_args(argv))
+    names = {f.name for f in dataclasses.fields(kind)}
+    common = {name: value for name, value in values.items() if name in names}
+    more = {name: value for name, value in values.items() if name not in names}
+    config = kind(**common, tuner_settings=more) if more else kind(**common)
+    if ignored and is_main():
         print(f"warning: {', '.join(ignored)}: without effect here", flush=True)
     return config
+
+
+def _train_type(argv: list[str]) -> str:
+    """The tuner that flags or the YAML file name; empty if none does."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--train_type")
+    parser.add_argument("--config")
+    given, _ = parser.parse_known_args(argv)
+    if given.train_type is None and given.config is not None:
+        return str(read_yaml(Path(given.config)).get("train_type", ""))
+    return given.train_type or ""
 
 
 def _with_config(argv: list[str], known: list[str]) -> list[str]:
@@ -97,6 +135,8 @@ def _parser(kind: type, program: str) -> argparse.ArgumentParser:
     hints = typing.get_type_hints(kind)
     groups: dict[str, Any] = {}
     for f in dataclasses.fields(kind):
+        if "help" not in f.metadata:
+            continue
         owner = next(c for c in kind.__mro__ if f.name in c.__dict__.get("__annotations__", {}))
         title = owner.__dict__.get("title", "settings")
         group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))

@@ -27,8 +27,9 @@ class Tuner(ABC):
 
     @classmethod
     def from_config(cls, config: TrainConfig) -> Self:
-        """Take the fields from the flags of the same names."""
-        return cls(**{f.name: getattr(config, f.name) for f in dataclasses.fields(cls)})
+        """Take the fields from the settings of the same names."""
+        given = {**vars(config), **config.tuner_settings}
+        return cls(**{f.name: given[f.name] for f in dataclasses.fields(cls) if f.name in given})
 
     def problems(self, model: nn.Module) -> list[str]:
         """What is wrong with the settings for this model (which may lie on the meta device), one line each."""

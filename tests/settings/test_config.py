@@ -169,4 +169,4 @@ def test_help_names_every_setting_and_imports_nothing_heavy(script):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for field in dataclasses.fields(kind):
-        assert f"--{field.name}" in done.stdout
+        assert "help" not in field.metadata or f"--{field.name}" in done.stdout

@@ -18,7 +18,7 @@ from glmft.models.loading import load_config, load_model, meta_model
 from glmft.settings.config import TrainConfig
 from glmft.tokenizers.loading import load_tokenizer
 from glmft.training.optim import make_optimizer, set_learning_rate
-from glmft.tuners import TUNERS
+from glmft.tuners import tuner_class
 from glmft.tuners.freeze import Freeze, matching
 from glmft.tuners.full import Full
 from glmft.tuners.lora import Lora
@@ -126,7 +126,7 @@ def test_a_saved_adapter_needs_nothing_but_its_folder(name, model_folder, tmp_pa
     exact = {} if "pissa" in name else {"atol": 0, "rtol": 0}  # PiSSA is saved as another sum of the same matrices
     torch.testing.assert_close(logits(loaded, rows), logits(model, rows), **exact)
     recorded = json.loads((folder / "glmft_adapter.json").read_text(encoding="utf-8"))
-    assert TUNERS[recorded["train_type"]].from_description(folder) == tuner
+    assert tuner_class(recorded["train_type"]).from_description(folder) == tuner
 
 
 def test_a_full_checkpoint_is_a_model_folder(model_folder, tmp_path, rows):
