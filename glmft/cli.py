@@ -1,4 +1,7 @@
-"""The command line: `glmft train|predict|merge`, and train.py, predict.py, merge_lora.py, which call it."""
+"""The command line: `glmft COMMAND`, and train.py, predict.py, merge_lora.py, which call it.
+
+The docstring of a command is its line in `glmft --help`.
+"""
 
 import contextlib
 import dataclasses
@@ -13,17 +16,9 @@ from glmft.settings.config import InspectConfig, MergeConfig, PredictConfig, Tra
 from glmft.settings.flags import parse_arguments
 from glmft.settings.yaml_file import demo_arguments
 
-USAGE = f"""glmft {__version__}: fine-tune the ChatGLM family
-
-  glmft train    fine-tune a model           (deepspeed train.py, torchrun train.py, python train.py)
-  glmft predict  answer and score a file     (python predict.py)
-  glmft merge    fold LoRA into its base     (python merge_lora.py)
-  glmft inspect  show what would be learned of a file
-
-glmft COMMAND --help lists the settings."""
-
 
 def train(argv: Sequence[str], program: str) -> int:
+    """fine-tune a model           (deepspeed train.py, torchrun train.py, python train.py)"""
     with alike_on_all_ranks():
         config = parse_arguments(TrainConfig, demo_arguments(list(argv)), program, tuner_settings)
     from glmft.commands.train import train as run
@@ -41,6 +36,7 @@ def tuner_settings(train_type: str) -> list[dataclasses.Field]:
 
 
 def predict(argv: Sequence[str], program: str) -> int:
+    """answer and score a file     (python predict.py)"""
     config = parse_arguments(PredictConfig, list(argv), program)
     from glmft.commands.predict import predict as run
 
@@ -53,6 +49,7 @@ def predict(argv: Sequence[str], program: str) -> int:
 
 
 def inspect(argv: Sequence[str], program: str) -> int:
+    """show what would be learned of a file"""
     first = [] if not argv or argv[0].startswith("-") else ["--data_path", argv[0]]
     config = parse_arguments(InspectConfig, [*first, *argv[bool(first) :]], program)
     from glmft.commands.inspect_data import inspect_data
@@ -62,6 +59,7 @@ def inspect(argv: Sequence[str], program: str) -> int:
 
 
 def merge(argv: Sequence[str], program: str) -> int:
+    """fold LoRA into its base     (python merge_lora.py)"""
     config = parse_arguments(MergeConfig, list(argv), program)
     from glmft.commands.merge import merge as run
 
@@ -75,6 +73,13 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
     "merge": merge,
     "inspect": inspect,
 }
+
+
+def usage() -> str:
+    """All commands, a line each."""
+    lines = [f"  glmft {name:9}{command.__doc__}" for name, command in COMMANDS.items()]
+    head = f"glmft {__version__}: fine-tune the ChatGLM family"
+    return "\n".join([head, "", *lines, "", "glmft COMMAND --help lists the settings."])
 
 
 def run_command(command: str | None = None, program: str | None = None) -> NoReturn:
@@ -94,7 +99,7 @@ def main(argv: Sequence[str] | None = None, command: str | None = None, program:
     try:
         if command is None:
             if not arguments or arguments[0] in ("-h", "--help"):
-                print(USAGE)
+                print(usage())
                 return 0 if arguments else 2
             if arguments[0] in ("-V", "--version"):
                 print(__version__)

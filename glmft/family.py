@@ -9,7 +9,7 @@ from typing import Any
 from glmft.errors import ConfigError
 from glmft.files import read_json_if_there
 
-FAMILIES = ("glm", "glm2", "glm3")
+FAMILIES = {"glm": "ChatGLM-6B", "glm2": "ChatGLM2-6B", "glm3": "ChatGLM3-6B"}
 FAMILY_KEY = "glmft_family"
 ADAPTER_JSON, PEFT_JSON = "glmft_adapter.json", "adapter_config.json"  # what an adapter's folder holds
 _NAMES = {"chatglm3": "glm3", "chatglm2": "glm2", "codegeex2": "glm2", "chatglm-6b": "glm"}

@@ -39,7 +39,7 @@ def rouge(prediction: str, label: str) -> dict[str, float]:
 
 
 def bleu(prediction: str, label: str) -> dict[str, float]:
-    """BLEU-4 over characters, smoothed by method 3 of Chen and Cherry (2014), as the official P-Tuning script has it."""
+    """BLEU-4 over characters, smoothed by method 3 of Chen and Cherry (2014), as in the official P-Tuning script."""
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
     if not (prediction and label):
