@@ -10,7 +10,7 @@ from glmft.models.head import supervised_nll
 
 
 class CausalLM:
-    """A part of a model that has `transformer`, `config` and the output embeddings."""
+    """A part of a `PreTrainedModel` whose base model gives hidden states, and that has output embeddings."""
 
     accepts_loss_kwargs = True
 
@@ -57,14 +57,16 @@ class CausalLM:
         Returns:
             `loss` (if labels are given): negative log likelihood in nats; `logits` [b, s, vocabulary].
         """
-        out = self.transformer(
-            input_ids,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            inputs_embeds,
-            use_cache,
-            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+        out = self.base_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=self.config.output_hidden_states
+            if output_hidden_states is None
+            else output_hidden_states,
             **kwargs,
         )
         hidden, head = out.last_hidden_state, self.get_output_embeddings()

@@ -10,6 +10,7 @@ from glmft.data.cache import Recipe, cached_rows, key_of
 from glmft.data.encode import Lengths, Rules
 from glmft.data.formats import Options, read_records
 from glmft.errors import DataError
+from glmft.family import FAMILIES
 from glmft.tokenizers.loading import load_tokenizer
 
 LENGTHS = Lengths(60, 30)
@@ -27,7 +28,7 @@ def recipe(**options) -> Recipe:
     return Recipe(Options(**options), Rules(LENGTHS))
 
 
-@pytest.mark.parametrize("family", ["glm", "glm2", "glm3"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_cached_rows_are_those_of_encoding_here(family, workers, data, official_folders, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 40)

@@ -3,8 +3,10 @@
 import pytest
 from ranks import metrics, train
 
+from glmft.family import FAMILIES
 
-@pytest.mark.parametrize("family", ["glm", "glm2", "glm3"])
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_whole_epoch_in_one_step_has_the_same_loss_packed_grouped_or_plain(
     family, official_folders, uneven, tmp_path
 ):

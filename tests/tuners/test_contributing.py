@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import glmft
+from glmft.family import FAMILIES
 from glmft.models.loading import fingerprint, load_config, load_model, meta_model
 from glmft.tuners import TUNERS
 
@@ -25,7 +26,7 @@ def bitfit(monkeypatch):
     return module.BitFit
 
 
-@pytest.mark.parametrize("family", ["glm", "glm2", "glm3"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_tuner_of_one_file_trains_saves_and_loads(family, bitfit, official_folders, tmp_path):
     folder = official_folders[family]
     tuner = bitfit("query_key_value")
