@@ -22,8 +22,8 @@ class Record:
 
     Args:
         messages: of `role` and `content`; perhaps with `metadata` (the tool that an assistant calls), `loss` (whether
-            it is learned; None: no flag), `arguments` (of that call), `tools` (described in a system message, then without
-            content).
+            it is learned; None: no flag), `arguments` (of that call), `tools` (described in a system message, then
+            without content).
         place: FILE:LINE.
     """
 

@@ -74,8 +74,8 @@ class NativeDecoder(VirtualTokens):
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """See `CausalLM.forward`."""
-        if use_cache is None:  # with one, transformers does not look for packed documents in the positions
-            use_cache = self.config.use_cache and not self.training
+        if use_cache is None:  # with a cache, transformers does not look for packed documents in the positions
+            use_cache = self.config.use_cache and not self.training and position_ids is None
         prefix = self.prefix(self.dtype_of_words, past_key_values)
         if self.config.prompt_seq_len:  # the virtual tokens take the first positions
             if position_ids is None:

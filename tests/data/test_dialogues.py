@@ -15,9 +15,9 @@ from glmft.tokenizers.loading import load_tokenizer
 LONG = Lengths(4000, 4000)
 
 
-@pytest.fixture(params=FAMILIES)
-def tokenizer(request, official_folders):
-    return load_tokenizer(official_folders[request.param])
+@pytest.fixture(params=[*FAMILIES, "native-glm", "native-glm4"])
+def tokenizer(request, all_folders):
+    return load_tokenizer(all_folders[request.param])
 
 
 @pytest.fixture

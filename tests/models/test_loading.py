@@ -134,7 +134,7 @@ def test_a_prefix_alone_is_no_model(model_folder):
     [
         ("{", "is not valid JSON"),
         ("[]", "holds a list, not a JSON object"),
-        ('{"model_type": "llama"}', "model_type is 'llama', not 'chatglm'"),
+        ('{"model_type": "llama"}', "model_type is 'llama', none of chatglm, glm, glm4"),
         ('{"model_type": "chatglm", "num_attention_heads": 5, "glmft_family": "glm2"}', "5 is no multiple of"),
         ('{"model_type": "chatglm", "kv_channels": 6, "glmft_family": "glm2"}', "kv_channels 6 is no multiple of 4"),
     ],
