@@ -96,6 +96,10 @@ class ChatGLM4Tokenizer(FamilyTokenizer):
     def tokenize(self, text: str, **kwargs: Any) -> list[bytes | str]:
         return [self._convert_id_to_token(i) for i in self.encoding.encode(text, allowed_special="all")]
 
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        """Also of one token's bytes, which would pass for a sequence. Raises KeyError for what is no token."""
+        return self._convert_token_to_id(tokens) if isinstance(tokens, bytes) else super().convert_tokens_to_ids(tokens)
+
     def _convert_token_to_id(self, token: bytes | str) -> int:
         return self.encoding.encode_single_token(token)
 
