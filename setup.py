@@ -7,7 +7,7 @@ HERE = Path(__file__).parent
 setup(
     name="glmft",
     version="0.1.0",
-    description="Fine-tune ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B with a training loop that you can read and own",
+    description="Fine-tune ChatGLM-6B, 2, 3 and GLM-4 with a training loop that you can read and own",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -27,6 +27,7 @@ setup(
         "numpy>=1.26",
         "safetensors>=0.5",
         "sentencepiece>=0.2",
+        "tiktoken>=0.7",
         "jieba>=0.42",
         "nltk>=3.9",
         "rouge-chinese>=1.0.3",

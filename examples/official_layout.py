@@ -1,13 +1,14 @@
 """Make a checkpoint of the exact official layout, at any size, with random weights.
 
-To try loading, memory or throughput of ChatGLM-6B, ChatGLM2-6B or ChatGLM3-6B without their weights: names, shards,
-config.json with its auto_map, tokenizer files, all as the official folders have them.
+To try loading, memory or throughput of ChatGLM-6B, ChatGLM2-6B, ChatGLM3-6B or GLM-4-9B without their weights: names,
+shards, config.json with its auto_map, tokenizer files, all as the official folders have them.
 
     python -m examples.official_layout --family glm2 --output_dir /tmp/chatglm2-tiny
     python -m examples.official_layout --family glm --output_dir /tmp/chatglm-6b --full_size
 """
 
 import argparse
+import base64
 import io
 import json
 from collections.abc import Iterable
@@ -21,9 +22,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from glmft.models.loading import load_config, meta_model
+from glmft.tokenizers.chatglm4 import ChatGLM4Tokenizer
 
-NAMES = {"glm": "THUDM/chatglm-6b", "glm2": "THUDM/chatglm2-6b", "glm3": "THUDM/chatglm3-6b"}
-VOCABULARY_FILES = {"glm": "ice_text.model", "glm2": "tokenizer.model", "glm3": "tokenizer.model"}
+NAMES = {
+    "glm": "THUDM/chatglm-6b",
+    "glm2": "THUDM/chatglm2-6b",
+    "glm3": "THUDM/chatglm3-6b",
+    "glm4": "THUDM/glm-4-9b-chat",
+}
+VOCABULARY_FILES = dict.fromkeys(NAMES, "tokenizer.model") | {"glm": "ice_text.model"}
 _MODELING = "modeling_chatglm.ChatGLMForConditionalGeneration"
 _COMMON = {"model_type": "chatglm", "architectures": ["ChatGLMModel"], "torch_dtype": "float16", "use_cache": True}
 _CHATGLM2 = {
@@ -85,6 +92,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "glm2": {**_CHATGLM2, "seq_length": 32768, "transformers_version": "4.27.1"},
     "glm3": {**_CHATGLM2, "seq_length": 8192, "transformers_version": "4.30.2"},
+    "glm4": {
+        **_CHATGLM2,
+        "torch_dtype": "bfloat16",
+        "attn_implementation": "sdpa",
+        "layernorm_epsilon": 1.5625e-07,
+        "num_hidden_layers": 40,
+        "num_layers": 40,
+        "rope_ratio": 500,
+        "padded_vocab_size": 151552,
+        "seq_length": 131072,
+        "transformers_version": "4.42.4",
+        "eos_token_id": [151329, 151336, 151338],
+        "pad_token_id": 151329,
+    },
 }
 SMALL = {
     "glm": {"hidden_size": 64, "inner_hidden_size": 160, "num_attention_heads": 4, "num_layers": 3},
@@ -97,6 +118,23 @@ SMALL = {
     },
 }
 SMALL["glm3"] = SMALL["glm2"]
+SMALL["glm4"] = {**SMALL["glm2"], "num_hidden_layers": 3}
+
+
+def vocabulary_of(family: str, sentences: Iterable[str], characters: str) -> bytes:
+    """A small vocabulary file in the family's official form."""
+    if family == "glm4":
+        return tiktoken_ranks("".join(sorted({c for sentence in sentences for c in sentence} | set(characters))))
+    return sentencepiece_model(family, sentences, characters)
+
+
+def tiktoken_ranks(characters: str) -> bytes:
+    """All bytes, then what each character of several bytes is merged from, its last merge being the character."""
+    tokens = [bytes([i]) for i in range(256)]
+    merged = (char.encode()[:length] for char in characters for length in range(2, len(char.encode()) + 1))
+    tokens += dict.fromkeys(merged)
+    lines = (base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(tokens))
+    return b"".join(lines)
 
 
 def sentencepiece_model(family: str, sentences: Iterable[str], characters: str, merges: int = 40) -> bytes:
@@ -132,8 +170,14 @@ def sentencepiece_model(family: str, sentences: Iterable[str], characters: str, 
     return model.getvalue()
 
 
-def tokenizer_config(family: str) -> dict[str, Any]:
-    """The official tokenizer_config.json of a family."""
+def tokenizer_config(family: str, behind: int) -> dict[str, Any]:
+    """The official tokenizer_config.json of a family, GLM-4's without its chat template.
+
+    Args:
+        behind: the first id behind the vocabulary.
+    """
+    if family == "glm4":
+        return _of_glm4(behind)
     of_glm = {
         "bos_token": "<sop>",
         "eos_token": "<eop>",
@@ -154,18 +198,39 @@ def tokenizer_config(family: str) -> dict[str, Any]:
     }
 
 
-def write_tokenizer(folder: Path, family: str, vocabulary: bytes) -> dict[str, int]:
+def _of_glm4(behind: int) -> dict[str, Any]:
+    kind, names = "ChatGLM4Tokenizer", ChatGLM4Tokenizer.special_tokens
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    return {
+        "auto_map": {"AutoTokenizer": [f"tokenization_chatglm.{kind}", None]},
+        "added_tokens_decoder": {str(behind + i): {"content": name, **flags} for i, name in enumerate(names)},
+        "additional_special_tokens": list(names),
+        "clean_up_tokenization_spaces": False,
+        "do_lower_case": False,
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "model_max_length": 128000,
+        "padding_side": "left",
+        "remove_space": False,
+        "tokenizer_class": kind,
+    }
+
+
+def write_tokenizer(folder: Path, family: str, vocabulary: bytes) -> dict[str, Any]:
     """Write the tokenizer files; returns the keys of config.json that hang on the vocabulary."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / VOCABULARY_FILES[family]).write_bytes(vocabulary)
-    write_json(folder / "tokenizer_config.json", tokenizer_config(family))
-    sp = sentencepiece.SentencePieceProcessor(model_proto=vocabulary)
+    sp = None if family == "glm4" else sentencepiece.SentencePieceProcessor(model_proto=vocabulary)
+    behind = vocabulary.count(b"\n") if sp is None else sp.vocab_size()
+    write_json(folder / "tokenizer_config.json", tokenizer_config(family, behind))
     size = "vocab_size" if family == "glm" else "padded_vocab_size"
-    official, needed = CONFIGS[family][size], -(-(sp.vocab_size() + 64) // 64) * 64
-    keys = {size: official if 0.9 * official < needed <= official else needed}
+    official, needed = CONFIGS[family][size], -(-(behind + 64) // 64) * 64
+    keys: dict[str, Any] = {size: official if 0.9 * official < needed <= official else needed}
     if family == "glm":
         ids = {"bos": "<sop>", "eos": "<eop>", "mask": "[MASK]", "gmask": "[gMASK]", "pad": "<pad>"}
         keys |= {f"{name}_token_id": sp.piece_to_id(piece) for name, piece in ids.items()}
+    if family == "glm4":  # <|endoftext|>, <|user|>, <|observation|>
+        keys |= {"eos_token_id": [behind, behind + 7, behind + 9], "pad_token_id": behind}
     return keys
 
 
@@ -216,8 +281,8 @@ def make_checkpoint(
     """Write a whole folder in the official layout and return it.
 
     Args:
-        vocabulary: a sentencepiece model; vocabulary size and special ids follow from it.
-        shape: keys of config.json to replace; the size of the 6B model otherwise.
+        vocabulary: a sentencepiece model, or for `glm4` tiktoken's ranks; its size and special ids follow from it.
+        shape: keys of config.json to replace; the size of the official model otherwise.
     """
     of_vocabulary = write_tokenizer(folder, family, vocabulary)
     config = {"_name_or_path": NAMES[family], **CONFIGS[family], **of_vocabulary, **(shape or {})}
@@ -234,8 +299,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=sorted(CONFIGS), required=True)
     parser.add_argument("--output_dir", type=Path, required=True, help="a new folder")
-    parser.add_argument("--tokenizer_model", type=Path, help="a sentencepiece model; none: a small one is trained")
-    parser.add_argument("--full_size", action="store_true", help="the size of the 6B model")
+    parser.add_argument("--tokenizer_model", type=Path, help="a vocabulary file; none: a small one is made")
+    parser.add_argument("--full_size", action="store_true", help="the size of the official model")
     parser.add_argument("--num_layers", type=int)
     parser.add_argument("--max_shard_size", default="2GB")
     parser.add_argument("--safetensors", action="store_true", help="in place of .bin files")
@@ -247,7 +312,7 @@ def main() -> None:
     vocabulary = (
         args.tokenizer_model.read_bytes()
         if args.tokenizer_model
-        else sentencepiece_model(args.family, corpus(), world_characters())
+        else vocabulary_of(args.family, corpus(), world_characters())
     )
     shape = {} if args.full_size else dict(SMALL[args.family])
     if args.num_layers:

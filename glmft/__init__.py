@@ -1,4 +1,4 @@
-"""glmft: fine-tune ChatGLM-6B, ChatGLM2-6B and ChatGLM3-6B with a training loop that you can read and own."""
+"""glmft: fine-tune ChatGLM-6B to GLM-4 with a training loop that you can read and own."""
 
 import importlib
 from typing import Any

@@ -31,10 +31,13 @@ def _register_models(auto: ModuleType) -> None:
 
 def _register_tokenizers(auto: ModuleType) -> None:
     from glmft.models.configuration import ChatGLM2Config, ChatGLM6BConfig, ChatGLMConfig
+    from glmft.tokenizers.chatglm4 import ChatGLM4Tokenizer
     from glmft.tokenizers.loading import ChatGLMTokenizer
 
     for config in (ChatGLMConfig, ChatGLM6BConfig, ChatGLM2Config):
-        auto.AutoTokenizer.register(config, tokenizer_class=ChatGLMTokenizer, exist_ok=True)
+        auto.AutoTokenizer.register(
+            config, tokenizer_class=ChatGLMTokenizer, slow_tokenizer_class=ChatGLM4Tokenizer, exist_ok=True
+        )
 
 
 _WAITING: dict[str, Callable[[ModuleType], None]] = {

@@ -41,11 +41,11 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def vocabularies() -> dict[str, bytes]:
-    """A sentencepiece model in the official form for each family, trained on the spot."""
-    from examples.official_layout import CONFIGS, sentencepiece_model
+    """A vocabulary file in the official form for each family, made on the spot."""
+    from examples.official_layout import CONFIGS, vocabulary_of
     from examples.quickstart.make_base import corpus, world_characters
 
-    return {family: sentencepiece_model(family, corpus(), world_characters()) for family in CONFIGS}
+    return {family: vocabulary_of(family, corpus(), world_characters()) for family in CONFIGS}
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +55,21 @@ def official_folders(vocabularies, tmp_path_factory) -> dict[str, Path]:
 
     root = tmp_path_factory.mktemp("official")
     return {f: make_checkpoint(root / f, f, v, SMALL[f], max_shard_size="150KB") for f, v in vocabularies.items()}
+
+
+@pytest.fixture(scope="session")
+def native_folders(official_folders, tmp_path_factory) -> dict[str, Path]:
+    """A small random model of each type in transformers' own layout, by that type. Not to be changed."""
+    from native import make_native
+
+    root = tmp_path_factory.mktemp("native")
+    return {f"native-{kind}": make_native(root / kind, kind, official_folders["glm4"]) for kind in ("glm", "glm4")}
+
+
+@pytest.fixture(scope="session")
+def all_folders(official_folders, native_folders) -> dict[str, Path]:
+    """Both."""
+    return official_folders | native_folders
 
 
 @pytest.fixture(scope="session")

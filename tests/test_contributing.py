@@ -49,7 +49,7 @@ def bitfit(monkeypatch):
     return module.BitFit
 
 
-@pytest.mark.parametrize("family", ["glm", "glm2", "glm3"])
+@pytest.mark.parametrize("family", list(FAMILIES))
 def test_a_tuner_of_one_file_and_one_line_trains_by_its_own_flag(family, bitfit, official_folders, tmp_path, capsys):
     data = tmp_path / "data.jsonl"
     data.write_text('{"instruction": "云川", "output": "岭溪"}\n' * 4, encoding="utf-8")

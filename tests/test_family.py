@@ -24,6 +24,10 @@ def folder(tmp_path, config: dict | None = None, tokenizer: dict | None = None):
         ({"inner_hidden_size": 16384}, {}, "glm"),
         ({"position_encoding_2d": True}, None, "glm"),
         ({}, {"num_image_tokens": 0}, "glm"),
+        ({"_name_or_path": "THUDM/glm-4-9b-chat"}, {}, "glm4"),
+        ({"padded_vocab_size": 151552}, None, "glm4"),
+        ({"eos_token_id": [608, 615, 617], "pad_token_id": 608}, None, "glm4"),
+        ({}, {"tokenizer_class": "ChatGLM4Tokenizer", "chat_template": "…<|user|>…"}, "glm4"),
         ({"glmft_family": "glm3", "_name_or_path": "/models/chatglm2-6b"}, {}, "glm3"),
     ],
 )
@@ -56,7 +60,12 @@ def test_a_broken_config_is_one_line(text, tmp_path):
         family_of_folder(tmp_path)
 
 
-@pytest.mark.parametrize("config", [{"_name_or_path": "THUDM/glm-4-9b-chat"}, {"padded_vocab_size": 151552}])
-def test_glm_4_is_refused_by_name(config, tmp_path):
-    with pytest.raises(ConfigError, match="holds a GLM-4 model; glmft knows ChatGLM-6B"):
-        family_of_folder(folder(tmp_path, config), "glm3")
+def test_a_vocabulary_of_tiktoken_is_glm4s(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")
+    assert family_of_folder(folder(tmp_path, {}, {})) == "glm4"
+
+
+def test_a_vision_model_is_refused_by_name(tmp_path):
+    config = {"padded_vocab_size": 151552, "vision_config": {"hidden_size": 1792}}
+    with pytest.raises(ConfigError, match="holds GLM-4V, a model of images and text"):
+        family_of_folder(folder(tmp_path, config))

@@ -91,6 +91,7 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
     from glmft.data.sampler import Plan, padding_share
     from glmft.data.show import token_table
     from glmft.models.loading import fingerprint, load_config, meta_model, weight_files
+    from glmft.models.native import NativeConfig, unsupported
     from glmft.tokenizers.loading import load_tokenizer
     from glmft.training.evaluation import has_triples
     from glmft.training.job import Job
@@ -108,6 +109,8 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
     weight_files(place.base)
     tuner = make_tuner(config)
     problems = tuner.problems(meta_model(model_config))
+    if isinstance(model_config, NativeConfig):
+        problems += unsupported(config.train_type, config.attn_implementation, config.use_reentrant)
     if problems:
         raise ConfigError(problems)
     dtype = next(name for name, torch_name in DTYPES.items() if str(world.dtype).endswith(torch_name))

@@ -94,7 +94,9 @@ def cached_rows(files: Sequence[Path], recipe: Recipe, tokenizer: Any, home: Pat
 def key_of(files: Sequence[Path], recipe: Recipe, tokenizer: Any) -> str:
     """A hash over the files' places and contents, the recipe and the tokenizer."""
     digest = hashlib.sha256()
-    described = {"layout": LAYOUT, "recipe": asdict(recipe), "tokenizer": spec_of(tokenizer)[1:]}
+    kind = type(tokenizer)
+    by = (kind.__module__, kind.__name__, tokenizer.own_settings())
+    described = {"layout": LAYOUT, "recipe": asdict(recipe), "tokenizer": by}
     digest.update(json.dumps(described, sort_keys=True, ensure_ascii=False).encode())
     for path in [*files, Path(tokenizer.vocab_file)]:
         digest.update(str(path).encode())
@@ -142,7 +144,7 @@ def encoded_chunks(files: Sequence[Path], recipe: Recipe, tokenizer: Any, worker
         yield from (encode_chunk(raw, recipe, tokenizer) for raw in everything)
         return
     context = multiprocessing.get_context("spawn")  # forking would copy the threads of torch and of the launcher
-    with ProcessPoolExecutor(workers, context, _start_worker, (spec_of(tokenizer),)) as pool:
+    with ProcessPoolExecutor(workers, context, _start_worker, (tokenizer,)) as pool:
         yield from in_order(pool, functools.partial(_encode_here, recipe=recipe), everything, 2 * workers)
 
 
@@ -189,18 +191,9 @@ def as_table(rows: Sequence[Example]) -> Any:
 _worker_tokenizer: Any = None  # the one global of a worker process, set when it starts
 
 
-def spec_of(tokenizer: Any) -> tuple[str, str, str, dict[str, Any]]:
-    """What makes the tokenizer again in another process: its file, its class and its settings."""
-    kind = type(tokenizer)
-    return tokenizer.vocab_file, kind.__module__, kind.__name__, tokenizer.own_settings()
-
-
-def _start_worker(spec: tuple[str, str, str, dict[str, Any]]) -> None:
-    import importlib
-
+def _start_worker(tokenizer: Any) -> None:
     global _worker_tokenizer
-    vocab_file, module, name, own_settings = spec
-    _worker_tokenizer = getattr(importlib.import_module(module), name)(vocab_file=vocab_file, **own_settings)
+    _worker_tokenizer = tokenizer
 
 
 def _encode_here(raw: RawChunk, recipe: Recipe) -> Chunk:

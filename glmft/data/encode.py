@@ -233,7 +233,8 @@ def cut(row: Row, tokenizer: Any, lengths: Lengths, template: str, place: str) -
         labelled = positions_after_cut(row.learned, len(row.prompt), len(prompt), cue)
     room = max(0, lengths.max_len - len(prompt) - 1 - extra.unused)
     room = room if lengths.max_tgt_len is None else min(room, lengths.max_tgt_len)
-    ids = [*prompt, *answer[:room], tokenizer.end_id]
+    end = tokenizer.eos_token_id if template == "raw" else tokenizer.end_id  # a base model knows no roles
+    ids = [*prompt, *answer[:room], end]
     runs = spans(labelled) if labelled else ()
     if row.last:
         first = len(prompt)

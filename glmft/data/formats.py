@@ -22,7 +22,8 @@ class Record:
 
     Args:
         messages: of `role` and `content`; perhaps with `metadata` (the tool that an assistant calls), `loss` (whether
-            it is learned; None: no flag), `tools` (described in a system message, then without content).
+            it is learned; None: no flag), `arguments` (of that call), `tools` (described in a system message, then
+            without content).
         place: FILE:LINE.
     """
 
@@ -211,7 +212,10 @@ def conversations(value: Any, options: Options) -> tuple[Message, ...]:
 
 
 def messages(value: Any, options: Options) -> tuple[Message, ...]:
-    """`messages` as OpenAI's and ZhipuAI's services take them; tool calls and ChatGLM3's tool messages too."""
+    """`messages` as OpenAI's and ZhipuAI's services and GLM-4's fine-tuning take them.
+
+    Tool calls and ChatGLM3's tool messages too; a message may have `metadata` and `tools`, as GLM-4's have.
+    """
     _object(value, "messages")
     return _dialogue(value, "messages")
 
@@ -245,17 +249,28 @@ def _dialogue(value: dict[str, Any], key: str) -> tuple[Message, ...]:
     if not isinstance(value[key], list) or not value[key]:
         raise DataError(f"{key!r} is {'empty' if value[key] == [] else 'no list of messages'}")
     messages: list[Message] = []
-    if "tools" in value:
+    of_services = key == "messages"
+    if "tools" in value and not (of_services and value["tools"] is None):
         messages.append({"role": "system", "tools": value["tools"]})
     for number, message in enumerate(value[key], 1):
         try:
-            messages += _messages(message)
+            messages += _tools_of(message) if of_services else []
+            messages += _messages(message, of_services)
         except DataError as error:
             raise DataError(f"message {number}: {error.problems[0]}") from None
     return tuple(messages)
 
 
-def _messages(message: Any) -> list[Message]:
+def _tools_of(message: Any) -> list[Message]:
+    """The system message that tells of a message's `tools`."""
+    if not isinstance(message, dict) or "tools" not in message:
+        return []
+    if not isinstance(message["tools"], list):
+        raise DataError("'tools' of a message is no list; leave it out where there are none")
+    return [{"role": "system", "tools": message["tools"]}]
+
+
+def _messages(message: Any, of_services: bool) -> list[Message]:
     """The messages that one of a file stands for: a tool message is a call and what came of it."""
     _object(message, "role, content")
     role = message.get("role")
@@ -271,7 +286,13 @@ def _messages(message: Any) -> list[Message]:
     content = message["content"]
     if role == "assistant" and isinstance(content, dict | list):
         raise DataError("'content' is no string; conversations with the code interpreter are not supported")
+    if content is None and "tools" in message and of_services:
+        return []
     built: Message = {"role": role, "content": _string(content, "content")}
+    if built["content"] == "" and "tools" in message and of_services:
+        return []
+    if of_services and "metadata" in message:
+        built["metadata"] = _string(message["metadata"], "metadata")
     if role in ("assistant", "observation"):
         built["loss"] = _flag(message)
     return [built]
@@ -309,7 +330,8 @@ def _call(name: str, parameters: Any) -> Message:
     if not isinstance(parameters, dict):
         raise DataError(f"the parameters of tool {name!r} are a {type(parameters).__name__}, not an object")
     arguments = ", ".join(f"{key}={value!r}" for key, value in parameters.items())
-    return {"role": "assistant", "metadata": name, "content": f"```python\ntool_call({arguments})\n```"}
+    text = f"```python\ntool_call({arguments})\n```"  # as ChatGLM3 has a call; GLM-4 takes the arguments
+    return {"role": "assistant", "metadata": name, "content": text, "arguments": parameters}
 
 
 def _observation(message: dict[str, Any]) -> list[Message]:

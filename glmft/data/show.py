@@ -21,4 +21,5 @@ def piece(tokenizer: Any, token: int) -> str:
     """A token's piece; special tokens by their names."""
     if token == tokenizer.eos_token_id:
         return tokenizer.eos_token
-    return tokenizer.special_texts.get(token) or tokenizer.convert_ids_to_tokens(token) or f"<{token}>"
+    plain = tokenizer.special_texts.get(token) or tokenizer.convert_ids_to_tokens(token) or f"<{token}>"
+    return plain.decode("utf-8", "backslashreplace") if isinstance(plain, bytes) else plain

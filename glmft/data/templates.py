@@ -3,7 +3,7 @@
 Special tokens are put in by id and text is encoded as text, so what a user writes never becomes a special token.
 
 A row is a prompt, which ends with the answer's cue, an answer, and the end token. What the model must emit has a label;
-in ChatGLM3's dialogues that is also every earlier answer and the role token that follows it.
+in dialogues of ChatGLM3 and GLM-4 that is also every earlier answer and the role token that follows it.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Message = dict[str, Any]
+COMBINED = "combined"
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,10 @@ def answer_ids(tokenizer: Any, message: Message | str, template: str = "default"
     """What the model must emit after the prompt, without the end token."""
     message = {"content": message} if isinstance(message, str) else message
     encode = _encode(tokenizer, template)
-    if tokenizer.family != "glm3" or template == "raw":
+    if not tokenizer.has_roles or template == "raw":
         return encode(message["content"])
+    if template == "default":
+        return tokenizer.body_ids(message)
     return encode(f"{message.get('metadata') or ''}\n") + encode(message["content"])
 
 
@@ -67,8 +70,8 @@ def cue_length(tokenizer: Any, prompt: Sequence[int], template: str = "default")
         return len(tokenizer.prefix_ids)
     if template == "raw":
         return 0
-    if tokenizer.family == "glm3":
-        return 1
+    if tokenizer.has_roles:
+        return prompt[::-1].index(tokenizer.get_command("<|assistant|>")) + 1
     newline = tokenizer.get_command("<0x0A>")  # the cue is two line breaks, then the answer's mark
     return prompt[::-1].index(newline) + 2
 
@@ -82,25 +85,29 @@ def answer_text(tokenizer: Any, ids: Sequence[int]) -> str:
 def learned_conversations(
     tokenizer: Any, messages: Sequence[Message], template: str = "default", loss_on: str = "flagged"
 ) -> list[Sequence[Message]]:
-    """The conversations that become rows: a whole ChatGLM3 dialogue, else one up to each answer that is learned.
+    """The conversations that become rows: a whole dialogue of a family with roles, else one up to each learned answer.
 
     Of a dialogue each message says by `loss` whether it is learned. `flagged`: all of an assistant but where a flag
-    says no (of an observation too, as ChatGLM3's own script has it); `all`: all of an assistant; `last`: the last one.
+    says no (of an observation too, as ChatGLM3's own script has it); `all`: all of an assistant; `last`: the last one;
+    `combined`: the last one as GLM-4's own script has it (`_combined`).
     """
     answers = {i for i, message in enumerate(messages) if message["role"] == "assistant"}
-    learned = {max(answers)} if loss_on == "last" and answers else answers
+    learned = {max(answers)} if loss_on in ("last", COMBINED) and answers else answers
     if loss_on == "flagged":
         shown = {i for i, message in enumerate(messages) if message["role"] == "observation"}
-        learned = {i for i in answers | shown if messages[i].get("loss") is not False}
-    if tokenizer.family == "glm3" and template == "default":
-        return [[{**message, "loss": i in learned} for i, message in enumerate(messages)]] if learned else []
+        candidates = answers | shown if tokenizer.family == "glm3" else answers
+        learned = {i for i in candidates if messages[i].get("loss") is not False}
+    if tokenizer.has_roles and template == "default":
+        yes = COMBINED if loss_on == COMBINED else True
+        return [[{**message, "loss": i in learned and yes} for i, message in enumerate(messages)]] if learned else []
     return [messages[: i + 1] for i in sorted(learned & answers)]
 
 
 def make_row(tokenizer: Any, messages: Sequence[Message], template: str = "default") -> Row:
     """The row of one of `learned_conversations`, perhaps without its oldest turns. Raises ValueError."""
-    if tokenizer.family == "glm3" and template == "default":
-        return _dialogue(tokenizer, messages)
+    if tokenizer.has_roles and template == "default":
+        combined = any(message["loss"] == COMBINED for message in messages)
+        return _combined(tokenizer, messages) if combined else _dialogue(tokenizer, messages)
     prompt = prompt_ids(tokenizer, messages[:-1], template)
     # ChatGLM-6B learns to open an answer with <sop>, and so does the reference project's ChatGLM3 with its role.
     opens = tokenizer.family == "glm" or (tokenizer.family == "glm3" and template == "reference")
@@ -109,18 +116,31 @@ def make_row(tokenizer: Any, messages: Sequence[Message], template: str = "defau
 
 
 def _dialogue(tokenizer: Any, messages: Sequence[Message]) -> Row:
-    """ChatGLM3: a token has a label if the token before it belongs to a message that is learned."""
+    """A token has a label if the token before it belongs to a message that is learned."""
     has_answer = messages[-1]["role"] == "assistant"
+    parts = tokenizer.message_parts(messages)
     ids, positions = list(tokenizer.prefix_ids), []
-    for message in messages[:-1] if has_answer else messages:
-        part = tokenizer.message_ids(message)
+    for message, part in parts[:-1] if has_answer else parts:
         if message["loss"]:
             positions += range(len(ids) + 1, len(ids) + len(part) + 1)
         ids += part
     if not has_answer:
         return Row(ids, None, frozenset(positions), False)
-    ids.append(tokenizer.get_command("<|assistant|>"))
-    return Row(ids, answer_ids(tokenizer, messages[-1]), frozenset(positions), messages[-1]["loss"])
+    role, *answer = parts[-1][1]
+    return Row([*ids, role], answer, frozenset(positions), messages[-1]["loss"])
+
+
+def _combined(tokenizer: Any, messages: Sequence[Message]) -> Row:
+    """As GLM-4's own script with `combine: true`: the last answer but its first token, and all that follows it.
+
+    That script prints properties of tools that are null; with `combine: false` it leaves them out, as we always do.
+    """
+    messages = [{**message, "null_properties": True} for message in messages]
+    ids, first = list(tokenizer.prefix_ids), 0
+    for message, part in tokenizer.message_parts(messages):
+        first = len(ids) + 2 if message["loss"] else first
+        ids += part
+    return Row(ids[:first], ids[first:])
 
 
 @dataclass(frozen=True)
@@ -169,5 +189,7 @@ def _reference_prompt(tokenizer: Any, text: str) -> list[int]:
         return encode(f"[Round 1]\n问：{text}\n答：") + tokenizer.prefix_ids
     if tokenizer.family == "glm2":
         return tokenizer.prefix_ids + encode(tokenizer.build_prompt(text))
+    if tokenizer.family != "glm3":
+        raise ValueError("the reference template is that of ChatGLM-Finetuning, which knows no GLM-4; take default")
     user, assistant = tokenizer.get_command("<|user|>"), tokenizer.get_command("<|assistant|>")
     return [*tokenizer.prefix_ids, user, *encode("\n"), *encode(text), assistant]

@@ -10,7 +10,7 @@ from glmft.models.head import supervised_nll
 
 
 class CausalLM:
-    """A part of a model that has `transformer`, `config` and the output embeddings."""
+    """A part of a `PreTrainedModel` whose base model gives hidden states, and that has output embeddings."""
 
     accepts_loss_kwargs = True
 
@@ -57,23 +57,23 @@ class CausalLM:
         Returns:
             `loss` (if labels are given): negative log likelihood in nats; `logits` [b, s, vocabulary].
         """
-        out = self.transformer(
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        out = self.base_model(
             input_ids,
             attention_mask,
             position_ids,
             past_key_values,
             inputs_embeds,
             use_cache,
-            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            output_hidden_states=output_hidden_states,
             **kwargs,
         )
         hidden, head = out.last_hidden_state, self.get_output_embeddings()
         loss = logits = None
         if labels is not None:
             loss = supervised_nll(hidden, labels, head, loss_positions, num_items_in_batch)
-        if return_logits is None:
-            return_logits = labels is None
-        if return_logits:
+        if labels is None if return_logits is None else return_logits:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = head(hidden[:, kept])
         result = CausalLMOutputWithPast(

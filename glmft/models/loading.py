@@ -16,14 +16,33 @@ from glmft.files import read_json
 from glmft.models.chatglm import ChatGLM6BForConditionalGeneration
 from glmft.models.chatglm2 import ChatGLM2ForConditionalGeneration
 from glmft.models.configuration import ChatGLM2Config, ChatGLM6BConfig
+from glmft.models.native import Glm4Config, Glm4ForCausalLM, GlmConfig, GlmForCausalLM
 from glmft.weights import open_weights, tensor_of
 
 MODELS = {
     "glm": (ChatGLM6BConfig, ChatGLM6BForConditionalGeneration),
     "glm2": (ChatGLM2Config, ChatGLM2ForConditionalGeneration),
     "glm3": (ChatGLM2Config, ChatGLM2ForConditionalGeneration),
+    "glm4": (ChatGLM2Config, ChatGLM2ForConditionalGeneration),
 }
-EMBEDDINGS = ("transformer.embedding.word_embeddings.weight", "transformer.word_embeddings.weight")
+# By the model type, in transformers' own layout.
+NATIVE = {"glm": (GlmConfig, GlmForCausalLM), "glm4": (Glm4Config, Glm4ForCausalLM)}
+EMBEDDINGS = (
+    "transformer.embedding.word_embeddings.weight",
+    "transformer.word_embeddings.weight",
+    "model.embed_tokens.weight",
+)
+OTHER_GLM = {
+    "glm4_moe": "GLM-4.5, a mixture of experts",
+    "glm4_moe_lite": "GLM-4.7-Flash, a mixture of experts",
+    "glm_moe_dsa": "GLM-5, a mixture of experts",
+    "glm4v": "GLM-4.1V, a model of images and text",
+    "glm4v_moe": "GLM-4.5V, a model of images and text",
+    "glm46v": "GLM-4.6V, a model of images and text",
+    "glm_image": "GLM-Image, a model of images",
+    "glm_ocr": "GLM-OCR, a model of images and text",
+    "glmasr": "GLM-ASR, a model of speech",
+}
 # In the order in which transformers looks for them.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -36,18 +55,36 @@ def load_config(folder: str | Path, mode: str | None = None) -> Any:
     """
     folder = Path(folder)
     raw = read_json(folder / "config.json")
-    if raw.get("model_type") != "chatglm":
-        raise ConfigError(f"{folder / 'config.json'}: model_type is {raw.get('model_type')!r}, not 'chatglm'")
+    kind = raw.get("model_type")
+    if kind != "chatglm" and kind not in NATIVE:
+        raise ConfigError(f"{folder / 'config.json'}: " + unknown_model(kind))
     family = family_of_folder(folder, mode)
-    config = MODELS[family][0].from_dict({**raw, FAMILY_KEY: family})
+    if kind in NATIVE:
+        config = NATIVE[kind][0].from_dict(raw)
+    else:
+        config = MODELS[family][0].from_dict({**raw, FAMILY_KEY: family})
     config.name_or_path = str(folder)
     return config
+
+
+def unknown_model(kind: Any) -> str:
+    """Why a model type is refused; GLM's others by name."""
+    known = f"chatglm, {', '.join(NATIVE)}"
+    if kind in OTHER_GLM:
+        return f"holds {OTHER_GLM[kind]} (model_type {kind}); glmft trains the dense text models ({known})"
+    return f"model_type is {kind!r}, none of {known}"
+
+
+def model_class(config: Any) -> Any:
+    """The class of the model that a configuration describes."""
+    native = next((model for kind, model in NATIVE.values() if isinstance(config, kind)), None)
+    return native or MODELS[config.family][1]
 
 
 def meta_model(config: Any) -> nn.Module:
     """The model without memory behind its tensors: names and shapes only."""
     with torch.device("meta"):
-        return MODELS[config.family][1](config)
+        return model_class(config)(config)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -84,7 +121,7 @@ def load_model(config: Any, folder: str | Path, dtype: torch.dtype, attn_impleme
     folder = Path(folder)
     files = weight_files(folder)
     try:
-        model, report = MODELS[config.family][1].from_pretrained(
+        model, report = model_class(config).from_pretrained(
             folder,
             config=config,
             dtype=dtype,
@@ -145,13 +182,15 @@ def fingerprint(folder: str | Path) -> str:
     raw = read_json(folder / "config.json")
     shape = {key: raw.get(key) for key in ("hidden_size", "num_layers", "num_attention_heads", "padded_vocab_size")}
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-    last = (raw.get("num_layers") or 1) - 1
+    last = (raw.get("num_layers") or raw.get("num_hidden_layers") or 1) - 1
     names = [
         *EMBEDDINGS,
         "transformer.encoder.layers.0.self_attention.query_key_value.weight",
         f"transformer.encoder.layers.{last}.mlp.dense_4h_to_h.weight",
         "transformer.layers.0.attention.query_key_value.weight",
         f"transformer.layers.{last}.mlp.dense_4h_to_h.weight",
+        "model.layers.0.self_attn.q_proj.weight",
+        f"model.layers.{last}.mlp.down_proj.weight",
     ]
     for name, tensor in sorted(read_tensors(folder, names).items()):
         digest.update(name.encode())

@@ -14,7 +14,7 @@ from torch import nn
 
 from glmft.device import give_back_freed_memory
 from glmft.dist import World, gather_objects, same_fate
-from glmft.models.loading import MODELS, require_fit, weight_files
+from glmft.models.loading import model_class, require_fit, weight_files
 from glmft.weights import StoredTensors
 
 
@@ -42,7 +42,7 @@ def load_partitioned(
 
     give_back_freed_memory()
     with init_empty_weights(include_buffers=False):
-        model = MODELS[config.family][1]._from_config(config, attn_implementation=attn_implementation)
+        model = model_class(config)._from_config(config, attn_implementation=attn_implementation)
     tied = tied_names(model)
     chosen = trains([name for name, _ in model.named_parameters(remove_duplicate=False)])
     with same_fate():

@@ -132,8 +132,9 @@ class LearningSettings(DataSettings):
     is_skip: bool = setting(False, "drop records that are too long instead of cutting them")
     loss_on: str = setting(
         "flagged",
-        "what is learned of a conversation: all answers but those whose loss flag says no; all; the last",
-        choices=("flagged", "all", "last"),
+        "what is learned of a conversation: all answers but those whose loss flag says no; all; the last; "
+        "combined: as GLM-4's own script with combine: true, the last without its first token",
+        choices=("flagged", "all", "last", "combined"),
     )
 
 

@@ -31,6 +31,9 @@ IGNORED_FLAGS = {
     "--overwrite_output_dir": False,
     "--log_level": True,
     "--logging_strategy": True,
+    "--freezeV": True,
+    "--num_attention_heads": True,
+    "--token_dim": True,
 }
 REFUSED_FLAGS = {
     "--quantization_bit": "a quantised base cannot be trained on in this version; leave the flag out",

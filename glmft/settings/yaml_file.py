@@ -1,4 +1,4 @@
-"""Settings from YAML: our own names and their aliases at the top level, or the ChatGLM3 demo's nested files, unchanged.
+"""Settings from YAML: our own names at the top level, or the nested files of ChatGLM3's and GLM-4's demos, unchanged.
 
 Both become flags, so that what is checked and overridden is the same wherever a value comes from.
 """
@@ -63,6 +63,10 @@ def yaml_arguments(path: Path, known: Collection[str], data_dir: str | None = No
                 problems.append(f"{path}: peft_type is none of {', '.join(PEFT_TYPES)}")
             elif value == "ptuning":
                 values["prefix_projection"] = False
+        elif name == "combine":  # GLM-4's demo
+            if not isinstance(value, bool):
+                problems.append(f"{path}: combine is {value!r}; give True or False")
+            name, value = "loss_on", "combined" if value else "all"
         elif name == "task_type":
             continue
         elif name not in known:

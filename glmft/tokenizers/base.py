@@ -36,6 +36,8 @@ class FamilyTokenizer(PreTrainedTokenizer):
     named_tokens: ClassVar[dict[str, str]] = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
     more_tokens: tuple[str, ...] = ("<s>",)  # that folders name, too
     family: str
+    has_roles: ClassVar[bool] = False  # whether each message stands behind a role token, and a row may be a dialogue
+    official_class = "ChatGLMTokenizer"  # the name that official folders record
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> "FamilyTokenizer":
@@ -45,16 +47,21 @@ class FamilyTokenizer(PreTrainedTokenizer):
 
     def __init__(self, vocab_file: str, padding_side: str = "left", **kwargs: Any):
         if not Path(vocab_file).is_file():
-            raise ConfigError(f"{vocab_file}: the sentencepiece model is missing; copy it from the official folder")
+            raise ConfigError(f"{vocab_file}: the vocabulary is missing; copy it from the official folder")
         self.vocab_file = str(vocab_file)
-        try:
-            self.sp = SentencePieceProcessor(model_file=self.vocab_file)
-        except (RuntimeError, OSError):
-            raise ConfigError(f"{vocab_file}: is no sentencepiece model; copy the official one again") from None
-        self.special_ids = {token: self.sp.vocab_size() + i for i, token in enumerate(self.special_tokens)}
+        behind = self.read_vocabulary()
+        self.special_ids = {token: behind + i for i, token in enumerate(self.special_tokens)}
         self.special_texts = {i: token for token, i in self.special_ids.items()}
         super().__init__(padding_side=padding_side, **{**kwargs, **self.named_tokens})
         self.end_id: int = self.eos_token_id  # transformers looks its own attribute up by name, slowly, at every use
+
+    def read_vocabulary(self) -> int:
+        """Open `vocab_file`; the first id behind it. Raises ConfigError if it is of another kind."""
+        try:
+            self.sp = SentencePieceProcessor(model_file=self.vocab_file)
+        except (RuntimeError, OSError):
+            raise ConfigError(f"{self.vocab_file}: is no sentencepiece model; copy the official one again") from None
+        return self.sp.vocab_size()
 
     @property
     def vocab_size(self) -> int:
@@ -192,15 +199,24 @@ class FamilyTokenizer(PreTrainedTokenizer):
         """
         batched = bool(conversation) and not isinstance(conversation[0], dict)
         chats = conversation if batched else [conversation]
-        rows = [self.chat_ids(self.with_tools(chat, tools), add_generation_prompt) for chat in chats]
+        chats = [self.with_tools(chat, tools) for chat in chats]
         if not tokenize:
-            texts = [self.written(row) for row in rows]
+            texts = [self.template_text(chat, add_generation_prompt) for chat in chats]
             return texts if batched else texts[0]
+        rows = [self.template_ids(chat, add_generation_prompt) for chat in chats]
         together = batched or return_tensors is not None
         encoded = self.pad(
             {"input_ids": rows if together else rows[0]}, padding, max_length, return_tensors=return_tensors
         )
         return encoded if return_dict else encoded["input_ids"]
+
+    def template_ids(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
+        """What `apply_chat_template` gives."""
+        return self.chat_ids(messages, add_generation_prompt)
+
+    def template_text(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        """The text of it."""
+        return self.written(self.template_ids(messages, add_generation_prompt))
 
     def written(self, ids: Sequence[int]) -> str:
         """The text of ids, with special tokens written out."""
@@ -222,13 +238,13 @@ class FamilyTokenizer(PreTrainedTokenizer):
         return (str(target),)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> tuple[str, ...]:
-        """The sentencepiece model, and the tokenizer_config.json that was loaded, under the official class name.
+        """The vocabulary, and the tokenizer_config.json that was loaded, under the official class name.
 
         Nothing is added that current transformers would: the official classes refuse to have their `eos_token` set.
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        config = {**self.recorded, **self.own_settings(), "tokenizer_class": "ChatGLMTokenizer"}
+        config = {**self.recorded, **self.own_settings(), "tokenizer_class": self.official_class}
         text = json.dumps({**config, FAMILY_KEY: self.family}, ensure_ascii=False, indent=2) + "\n"
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
         return (str(folder / "tokenizer_config.json"), *self.save_vocabulary(str(folder)))

@@ -21,6 +21,7 @@ class ChatGLM3Tokenizer(FamilyTokenizer):
     """
 
     family = "glm3"
+    has_roles = True
     special_tokens = (*FamilyTokenizer.special_tokens, *(f"<|{role}|>" for role in ROLES))
 
     def __init__(self, vocab_file: str, encode_special_tokens: bool = False, **kwargs: Any):
@@ -69,6 +70,14 @@ class ChatGLM3Tokenizer(FamilyTokenizer):
         for message in messages:
             ids += self.message_ids(message)
         return [*ids, self.special_ids["<|assistant|>"]] if add_generation_prompt else ids
+
+    def message_parts(self, messages: Sequence[Message]) -> list[tuple[Message, list[int]]]:
+        """Each message with the ids that it adds to a row."""
+        return [(message, self.message_ids(message)) for message in messages]
+
+    def body_ids(self, message: Message) -> list[int]:
+        """What stands behind an assistant's role token."""
+        return self.build_single_message("assistant", message.get("metadata") or "", message["content"])[1:]
 
     def message_ids(self, message: Message) -> list[int]:
         """A message may have `metadata` (an assistant's tool) and, of role system, `tools`; then without `content` the

@@ -50,6 +50,7 @@ def sizes(model: Any, lengths: Sequence[int], config: TrainConfig, width: int) -
         hidden=shape.hidden_size,
         ffn=getattr(shape, "ffn_hidden_size", None)
         or getattr(shape, "inner_hidden_size", None)
+        or getattr(shape, "intermediate_size", None)
         or 4 * shape.hidden_size,
         width=width,
     )

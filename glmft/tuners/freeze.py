@@ -8,7 +8,7 @@ from torch import nn
 from glmft.settings.config import split_names
 from glmft.tuners.base import Tuner, train_only
 
-PARTS = {"all": ".", "attention": "attention.", "mlp": ".mlp."}
+PARTS = {"all": (".",), "attention": ("attention.", "self_attn."), "mlp": (".mlp.",)}
 
 
 @dataclass
@@ -49,7 +49,8 @@ class Freeze(Tuner):
         if self.freeze_last_n is None:
             return {n for pattern in split_names(self.freeze_module_name) for n in matching(names, pattern)}
         last = layer_numbers(names)[-self.freeze_last_n :]
-        return {n for i in last for n in matching(names, f"layers.{i}") if PARTS[self.freeze_part] in n}
+        parts = PARTS[self.freeze_part]
+        return {n for i in last for n in matching(names, f"layers.{i}") if any(part in n for part in parts)}
 
 
 def matching(names: list[str], pattern: str) -> list[str]:

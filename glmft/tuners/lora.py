@@ -15,9 +15,13 @@ from glmft.tuners.base import Tuner, cast_trainable, gather_named, load_checked,
 
 WEIGHTS = "adapter_model.safetensors"
 
-# Groups of linear modules by the last part of their names, in all families.
-ATTENTION, FEED_FORWARD = ["query_key_value", "dense"], ["dense_h_to_4h", "dense_4h_to_h"]
+# Groups of linear modules by the last part of their names: in the official layouts, and in transformers' own. The name
+# of the official layouts' one projection stands for the three that it is there.
+QUERY_KEY_VALUE = ["query_key_value", "q_proj", "k_proj", "v_proj"]
+ATTENTION = [*QUERY_KEY_VALUE, "dense", "o_proj"]
+FEED_FORWARD = ["dense_h_to_4h", "dense_4h_to_h", "gate_up_proj", "down_proj"]
 PRESETS = {"attention": ATTENTION, "mlp": FEED_FORWARD, "all-linear": ATTENTION + FEED_FORWARD}
+GROUPS = {**PRESETS, "query_key_value": QUERY_KEY_VALUE}
 NO_TARGETS = {"output_layer", "lm_head"}
 
 
@@ -46,10 +50,13 @@ class Lora(Tuner):
     modules_to_save: str = ""
     name: ClassVar[str] = "lora"
 
-    @property
-    def target_modules(self) -> list[str]:
-        names = [name for given in split_names(self.lora_module_name) for name in PRESETS.get(given, [given])]
-        return list(dict.fromkeys(names))
+    def target_modules(self, model: nn.Module) -> list[str]:
+        """The names given, groups as the names of theirs that the model has."""
+        linear = {last(name) for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        found: list[str] = []
+        for given in split_names(self.lora_module_name):
+            found += [name for name in GROUPS.get(given, []) if name in linear] or [given]
+        return list(dict.fromkeys(found))
 
     def problems(self, model: nn.Module) -> list[str]:
         modules = dict(model.named_modules())
@@ -58,7 +65,7 @@ class Lora(Tuner):
         there = ", ".join(sorted({last(name) for name in modules if name}))
         problems = [
             f"--lora_module_name {name}: matches no linear module; valid names are {', '.join([*valid, *PRESETS])}"
-            for name in self.target_modules or ["(empty)"]
+            for name in self.target_modules(model) or ["(empty)"]
             if not any(is_at(full, name) for full in linear)
         ]
         return problems + [
@@ -81,7 +88,7 @@ class Lora(Tuner):
             r=self.lora_dim,
             lora_alpha=alpha,
             lora_dropout=self.lora_dropout,
-            target_modules=self.target_modules,
+            target_modules=self.target_modules(model),
             bias="none",
             use_rslora=self.use_rslora,
             use_dora=self.use_dora,

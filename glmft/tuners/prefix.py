@@ -12,8 +12,9 @@ from glmft.errors import CheckpointError
 from glmft.tuners.base import ADAPTER_WEIGHTS, Tuner, load_checked, load_named, save_checked, train_only
 from glmft.weights import open_weights
 
-EMBEDDING = "transformer.prefix_encoder.embedding.weight"
-PROJECTION = "transformer.prefix_encoder.trans.0.weight"
+# Under the base model's own prefix: `transformer.` in the official layout, `model.` in transformers' own.
+EMBEDDING = "prefix_encoder.embedding.weight"
+PROJECTION, PROJECTED = "prefix_encoder.trans.0.weight", "prefix_encoder.trans.2.weight"
 OFFICIAL_WEIGHTS = "pytorch_model.bin"
 
 
@@ -51,13 +52,14 @@ class Prefix(Tuner):
         config = model.config
         config.pre_seq_len, config.prefix_projection = self.pre_seq_len, self.prefix_projection
         config.prefix_hidden_size = self.prefix_hidden_size
-        model.transformer.add_prefix_encoder()
-        encoder = model.transformer.prefix_encoder
+        model.base_model.add_prefix_encoder()
+        encoder = model.base_model.prefix_encoder
         encoder.to(model.get_input_embeddings().weight.device)
         initialise(encoder)
         train_only(model, {n for n, _ in model.named_parameters() if "prefix_encoder." in n})
         if start is not None:
-            load_named(model, start, Path(self.ptuning_checkpoint))
+            named = {f"{model.base_model_prefix}.{name}": tensor for name, tensor in start.items()}
+            load_named(model, named, Path(self.ptuning_checkpoint))
         return model
 
     def save(self, model: nn.Module, state: dict[str, Tensor], folder: Path, base: dict[str, Any]) -> None:
@@ -69,7 +71,7 @@ class Prefix(Tuner):
     def load(self, model: nn.Module, folder: Path) -> nn.Module:
         model = self.apply(model)
         load_named(model, load_checked(folder / ADAPTER_WEIGHTS), folder)
-        model.transformer.prefix_encoder.to(model.dtype)
+        model.base_model.prefix_encoder.to(model.dtype)
         return model
 
 
@@ -81,7 +83,9 @@ def initialise(encoder: nn.Module) -> None:
 
 
 def read_prefix(path: Path) -> dict[str, Tensor]:
-    """The `transformer.prefix_encoder.*` tensors of an official P-Tuning checkpoint, of an adapter, or of one file.
+    """The `prefix_encoder.*` tensors of an official P-Tuning checkpoint, of an adapter, or of one file.
+
+    Both layouts hold the same numbers, so a prefix of either goes onto a base of either.
 
     Raises:
         CheckpointError: no such file, one that cannot be read, or one without a prefix.
@@ -94,9 +98,10 @@ def read_prefix(path: Path) -> dict[str, Tensor]:
     state = load_checked(file) if file.suffix == ".safetensors" else open_weights(file)
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise CheckpointError(f"{file}: holds something other than named tensors; name a P-Tuning v2 checkpoint")
-    state = {name: tensor for name, tensor in state.items() if "prefix_encoder." in name}
+    parts = {name: name.partition("prefix_encoder.")[1:] for name in state}
+    state = {"".join(parts[name]): tensor for name, tensor in state.items() if parts[name][0]}
     if EMBEDDING not in state:
-        raise CheckpointError(f"{file}: holds no {EMBEDDING}; name a P-Tuning v2 checkpoint")
+        raise CheckpointError(f"{file}: holds no transformer.{EMBEDDING}; name a P-Tuning v2 checkpoint")
     return state
 
 
@@ -111,7 +116,7 @@ def check_fit(model: nn.Module, state: dict[str, Tensor], place: str | Path) -> 
     config = model.config
     layers_there, heads, size = config.key_value_shape
     layer = 2 * heads * size
-    projected = state.get("transformer.prefix_encoder.trans.2.weight")
+    projected = state.get(PROJECTED)
     width = state[EMBEDDING].shape[1] if projected is None else len(projected)
     if width != layer * layers_there:
         layers = f"{width // layer} layers" if width % layer == 0 else f"width {width}"
@@ -127,4 +132,4 @@ def put_prefix(model: nn.Module, path: Path) -> None:
         CheckpointError: it holds no `transformer.prefix_encoder.*`, or fits another model.
     """
     Prefix(0, False, ptuning_checkpoint=str(path)).apply(model)
-    model.transformer.prefix_encoder.to(model.dtype)
+    model.base_model.prefix_encoder.to(model.dtype)

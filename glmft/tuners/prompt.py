@@ -31,9 +31,9 @@ class Prompt(Tuner):
         config = model.config
         config.prompt_seq_len = self.pre_seq_len
         config.prompt_encoder, config.prompt_hidden_size = self.prompt_encoder, self.prompt_hidden_size
-        model.transformer.add_prompt_encoder()
+        model.base_model.add_prompt_encoder()
         words = model.get_input_embeddings().weight
-        encoder = model.transformer.prompt_encoder.to(words.device)
+        encoder = model.base_model.prompt_encoder.to(words.device)
         initialise(encoder, words)
         train_only(model, {name for name, _ in model.named_parameters() if "prompt_encoder." in name})
         return model

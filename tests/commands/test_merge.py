@@ -6,6 +6,7 @@ import torch
 import glmft
 from glmft.commands.merge import merge
 from glmft.errors import CheckpointError, ConfigError
+from glmft.family import FAMILIES
 from glmft.models.loading import fingerprint, load_config, load_model
 from glmft.settings.config import MergeConfig
 from glmft.tuners.lora import Lora
@@ -51,7 +52,7 @@ def test_the_merged_model_is_complete_and_computes_what_the_adapter_does(adapter
     assert tokenizer("云川")["input_ids"]
 
 
-@pytest.mark.parametrize("family", ["glm", "glm2", "glm3"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "options",
     [

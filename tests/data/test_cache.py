@@ -10,6 +10,7 @@ from glmft.data.cache import Recipe, cached_rows, key_of
 from glmft.data.encode import Lengths, Rules
 from glmft.data.formats import Options, read_records
 from glmft.errors import DataError
+from glmft.family import FAMILIES
 from glmft.tokenizers.loading import load_tokenizer
 
 LENGTHS = Lengths(60, 30)
@@ -27,12 +28,12 @@ def recipe(**options) -> Recipe:
     return Recipe(Options(**options), Rules(LENGTHS))
 
 
-@pytest.mark.parametrize("family", ["glm", "glm2", "glm3"])
+@pytest.mark.parametrize("family", [*FAMILIES, "native-glm4"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_cached_rows_are_those_of_encoding_here(family, workers, data, official_folders, tmp_path, monkeypatch):
+def test_cached_rows_are_those_of_encoding_here(family, workers, data, all_folders, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 40)
     monkeypatch.setattr(module, "FEW", 80)
-    tokenizer = load_tokenizer(official_folders[family])
+    tokenizer = load_tokenizer(all_folders[family])
     rows = cached_rows([data], recipe(), tokenizer, tmp_path / "cache", workers)
     want, report = encoded(read_records(data)[0], tokenizer, LENGTHS)
     assert list(rows) == want

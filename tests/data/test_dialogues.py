@@ -9,15 +9,15 @@ from glmft.data.encode import EncodingReport, Lengths, Rules, encode_prompt, enc
 from glmft.data.formats import Record
 from glmft.data.templates import answer_ids, prompt_ids
 from glmft.errors import DataError
+from glmft.family import FAMILIES
 from glmft.tokenizers.loading import load_tokenizer
 
-FAMILIES = ["glm", "glm2", "glm3"]
 LONG = Lengths(4000, 4000)
 
 
-@pytest.fixture(params=FAMILIES)
-def tokenizer(request, official_folders):
-    return load_tokenizer(official_folders[request.param])
+@pytest.fixture(params=[*FAMILIES, "native-glm", "native-glm4"])
+def tokenizer(request, all_folders):
+    return load_tokenizer(all_folders[request.param])
 
 
 @pytest.fixture
@@ -45,6 +45,8 @@ def learned(example) -> list[int]:
 @pytest.mark.parametrize("template", ["default", "raw", "reference"])
 @pytest.mark.parametrize("seed", range(5))
 def test_what_is_seen_when_predicting_begins_a_row_and_all_that_must_follow_has_a_label(seed, template, tokenizer):
+    if template == "reference" and tokenizer.family == "glm4":
+        pytest.skip("the reference project knows no GLM-4")
     rng = random.Random(seed)
     texts = ["".join(rng.choices("云川岭溪 \n\t<|user|>[MASK]</s>。", k=rng.randint(1, 30))) for _ in range(6)]
     record = talk(*(texts if template == "default" else texts[:2]))
@@ -56,7 +58,8 @@ def test_what_is_seen_when_predicting_begins_a_row_and_all_that_must_follow_has_
     assert row.spans[-1][1] == len(row.ids)
     assert row.spans[-1][0] <= len(prompt)
     assert row.ids[len(prompt) : -1] == answer_ids(tokenizer, record.answer, template)
-    assert row.ids[-1] == tokenizer.eos_token_id
+    assert row.ids[-1] == (tokenizer.eos_token_id if template == "raw" else tokenizer.end_id)
+    assert row.ids[-1] in tokenizer.stop_ids
 
 
 @pytest.mark.parametrize("family", ["glm", "glm2"])

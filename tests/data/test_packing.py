@@ -10,6 +10,7 @@ from glmft.data.collate import collate
 from glmft.data.encode import Example, Lengths
 from glmft.data.formats import single
 from glmft.data.packing import PackedRows, pack
+from glmft.family import FAMILIES
 from glmft.models.loading import load_config, load_model
 from glmft.tokenizers.loading import load_tokenizer
 from glmft.tuners.prefix import Prefix
@@ -33,9 +34,9 @@ def test_every_document_is_in_one_row_and_no_row_is_too_long(seed):
 
 @pytest.mark.parametrize("tuner", [None, Prefix(3, False), Prompt(3, "none")], ids=["base", "prefix", "prompt"])
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", ["glm", "glm2", "glm3"])
-def test_loss_and_gradients_are_those_of_the_documents_one_by_one(family, backend, tuner, official_folders):
-    folder = official_folders[family]
+@pytest.mark.parametrize("family", [*FAMILIES, "native-glm", "native-glm4"])
+def test_loss_and_gradients_are_those_of_the_documents_one_by_one(family, backend, tuner, all_folders):
+    folder = all_folders[family]
     tokenizer = load_tokenizer(folder)
     texts = [("云川岭溪", "泉峰"), ("湖", "岛林松柏梅兰"), ("竹菊荷", "莲"), ("桃杏", "梨枫桐"), ("槐柳榆鹤", "雁")]
     examples, _ = encoded([single(*text) for text in texts], tokenizer, Lengths(200, 100))

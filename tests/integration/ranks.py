@@ -16,6 +16,7 @@ import pytest
 from examples.quickstart.run import free_port
 
 SLOW = pytest.mark.slow
+NATIVE = ["native-glm", "native-glm4"]
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "examples" / "quickstart" / "base"
 LORA = ["--train_type", "lora", "--lora_module_name", "query_key_value,dense", "--lora_dim", "4", "--lora_dropout", "0"]

@@ -7,6 +7,7 @@ import pytest
 from ranks import ROOT, SLOW, losses, train
 
 import glmft
+from glmft.family import FAMILIES
 
 CONFIGS = ROOT / "examples" / "configs"
 SMALL = ["--max_steps", "2", "--max_len", "300", "--max_src_len", "200", "--num_train_epochs", "1"]
@@ -17,7 +18,7 @@ SMALL = ["--max_steps", "2", "--max_len", "300", "--max_src_len", "200", "--num_
     [
         pytest.param(name, family, marks=() if (i + j) % 3 == 0 else SLOW)
         for i, name in enumerate(["lora", "ptuning", "freeze", "prompt", "full"])
-        for j, family in enumerate(["glm", "glm2", "glm3"])
+        for j, family in enumerate(FAMILIES)
     ],
 )
 def test_every_ready_file_trains_every_family(name, family, official_folders, uneven, tmp_path):
@@ -106,6 +107,16 @@ def test_the_chatglm3_demos_positional_form_trains_and_resumes(name, official_fo
     codes, printed = train([*words, "yes"], 2, tmp_path)
     assert codes == [0, 0], printed
     assert "step 4/4" not in printed
+
+
+@pytest.mark.parametrize("name", ["lora", pytest.param("ptuning_v2", marks=SLOW), pytest.param("sft", marks=SLOW)])
+def test_glm4s_own_files_train_on_dialogues_with_tools(name, official_folders, tmp_path):
+    words = [str(ROOT / "examples" / "glm4"), str(official_folders["glm4"]), str(CONFIGS / f"glm4_{name}.yaml")]
+    few = ["--max_steps", "2", "--max_new_tokens", "4", "--pre_seq_len", "8", "--output_dir", str(tmp_path / "out")]
+    codes, printed = train([*words, *few, "--max_source_length", "4000"], 1, tmp_path)
+    assert codes == [0], printed
+    assert "8 records read, 8 rows kept, 0 dropped as too long, 0 prompts and 0 answers cut" in printed
+    assert glmft.load(tmp_path / "out")[0] is not None
 
 
 # The five files of the two reference projects that use DeepSpeed, by the keys that they hold.

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ranks import BASE, ROOT, SLOW, free_port, losses, train
+from ranks import BASE, NATIVE, ROOT, SLOW, free_port, losses, train
 
 import glmft
 from glmft.cli import main
@@ -58,17 +58,18 @@ def test_the_reference_command_line_runs_verbatim(tuner, uneven, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["glm", "glm3"])
-def test_every_tuner_trains_the_other_families(family, official_folders, uneven, tmp_path):
+@pytest.mark.parametrize("family", ["glm", "glm3", "glm4", *NATIVE])
+def test_every_tuner_trains_the_other_families(family, all_folders, uneven, tmp_path):
     """Folders in the official layout, whose names in config.json tell the family; in one process each."""
     for tuner, flags in REFERENCE_TUNERS.items():
         flags = [flag.replace("layers.3.,", "") for flag in flags]
-        argv = ["--train_path", str(uneven), "--model_name_or_path", str(official_folders[family]), *flags]
-        argv += ["--mode", family, "--max_steps", "2", "--gradient_checkpointing", "--learning_rate", "1e-4"]
+        argv = ["--train_path", str(uneven), "--model_name_or_path", str(all_folders[family]), *flags]
+        mode = "glm4" if family in NATIVE else family
+        argv += ["--mode", mode, "--max_steps", "2", "--gradient_checkpointing", "--learning_rate", "1e-4"]
         (tmp_path / tuner).mkdir()
         codes, printed = train([*argv, "--output_dir", str(tmp_path / tuner / "out")], 1, tmp_path / tuner)
         assert codes == [0], printed
-        model, tokenizer = glmft.load(tmp_path / tuner / "out", mode=family)
+        model, tokenizer = glmft.load(tmp_path / tuner / "out", mode=mode)
         assert len(answer(model, tokenizer, ["云川", "岭溪泉"], max_new_tokens=4)) == 2
 
 

@@ -1,13 +1,13 @@
 """Packing and grouping in a run: less padding, and the loss of the same records."""
 
 import pytest
-from ranks import metrics, train
+from ranks import NATIVE, SLOW, metrics, train
+
+from glmft.family import FAMILIES
 
 
-@pytest.mark.parametrize("family", ["glm", "glm2", "glm3"])
-def test_a_whole_epoch_in_one_step_has_the_same_loss_packed_grouped_or_plain(
-    family, official_folders, uneven, tmp_path
-):
+@pytest.mark.parametrize("family", [*FAMILIES[:3], *(pytest.param(f, marks=SLOW) for f in ("glm4", *NATIVE))])
+def test_a_whole_epoch_in_one_step_has_the_same_loss_packed_grouped_or_plain(family, all_folders, uneven, tmp_path):
     ways = {
         "plain": ["--per_device_train_batch_size", "5", "--group_by_length", "False"],
         "grouped": ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "3"],
@@ -17,7 +17,7 @@ def test_a_whole_epoch_in_one_step_has_the_same_loss_packed_grouped_or_plain(
         "--train_path",
         str(uneven),
         "--model_name_or_path",
-        str(official_folders[family]),
+        str(all_folders[family]),
         "--train_type",
         "full",
     ]

@@ -5,13 +5,14 @@ import signal
 
 import pytest
 import torch
-from ranks import losses, metrics, train
+from ranks import NATIVE, losses, metrics, train
 from safetensors.torch import load_file
 
 import glmft
+from glmft.family import FAMILIES
 from glmft.inference.generation import answer
 
-FAMILIES = ["glm", "glm2", "glm3"]
+LAYOUTS = [*FAMILIES, *NATIVE]
 
 TUNERS = {
     "lora": ["--train_type", "lora", "--lora_dropout", "0.1", "--lora_dim", "4"],
@@ -32,6 +33,7 @@ TUNERS = {
     "freeze": ["--train_type", "freeze", "--freeze_last_n", "1", "--freeze_part", "attention"],
     "full": ["--train_type", "full"],
 }
+NORMS = dict.fromkeys(NATIVE, "norm")
 WEIGHTS = {"lora": "adapter_model.safetensors", "full": "model.safetensors"}
 STEPS = ["--max_len", "512", "--max_steps", "6", "--save_model_step", "2", "--show_loss_step", "1"]
 # Ten records: 4 steps an epoch with 1 rank, 2 with 2. Saved at 5; killed in the second micro-batch of the seventh step.
@@ -46,10 +48,11 @@ CHOSEN = [
     ("prompt", "glm2", "ds_zero3_no_offload.json", 2),
     ("freeze", "glm", "ds_zero3_no_offload.json", 2),
     ("full", "glm2", "ds_zero0.json", 1),
+    ("ptuning", "native-glm4", "ds_zero3_no_offload.json", 2),
 ]
 STAGES = ["ds_zero0.json", "ds_zero2_no_offload.json", "ds_zero3_no_offload.json"]
 MATRIX = [
-    (tuner, FAMILIES[(i + j + ranks) % 3], stage, ranks)
+    (tuner, LAYOUTS[(i + 2 * j + ranks) % len(LAYOUTS)], stage, ranks)
     for i, tuner in enumerate(TUNERS)
     for j, stage in enumerate(STAGES)
     for ranks in (1, 2)
@@ -65,12 +68,10 @@ def lines(folder) -> list[dict]:
     ("tuner", "family", "stage", "ranks"),
     [*CHOSEN, *(pytest.param(*case, marks=pytest.mark.slow) for case in MATRIX if case not in CHOSEN)],
 )
-def test_a_run_killed_in_mid_window_ends_with_the_same_bits(
-    tuner, family, stage, ranks, official_folders, uneven, tmp_path
-):
+def test_a_run_killed_in_mid_window_ends_with_the_same_bits(tuner, family, stage, ranks, all_folders, uneven, tmp_path):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    common = ["--train_path", str(uneven), "--model_name_or_path", str(official_folders[family]), "--ds_file", stage]
-    common += [*LONG, *TUNERS[tuner]]
+    common = ["--train_path", str(uneven), "--model_name_or_path", str(all_folders[family]), "--ds_file", stage]
+    common += [*LONG, *(flag.replace("final_layernorm", NORMS.get(family, flag)) for flag in TUNERS[tuner])]
     codes, printed = train([*common, "--output_dir", str(whole)], ranks, tmp_path)
     assert codes == [0] * ranks, printed
     common += ["--output_dir", str(resumed)]

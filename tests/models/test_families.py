@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, TextIteratorStreamer
 
 import glmft  # noqa: F401 (registers the Auto classes)
+from glmft.family import FAMILIES
 from glmft.tokenizers.base import FamilyTokenizer
 
-FAMILIES = ["glm", "glm2", "glm3"]
 TEXTS = ["云川岭溪泉峰湖", "云川"]
 
 

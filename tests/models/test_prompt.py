@@ -5,6 +5,7 @@ import torch
 from peft import PromptEncoderConfig
 from peft.tuners.p_tuning import PromptEncoder as PeftPromptEncoder
 
+from glmft.family import FAMILIES
 from glmft.models.loading import load_config, load_model
 from glmft.models.positions import two_dimensional_positions
 from glmft.models.prompt import PromptEncoder
@@ -13,7 +14,7 @@ from glmft.tokenizers.loading import load_tokenizer
 P = 3
 
 
-@pytest.fixture(params=["glm", "glm2", "glm3"])
+@pytest.fixture(params=FAMILIES)
 def family(request):
     return request.param
 

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from glmft.errors import ConfigError
+from glmft.family import FAMILIES as ALL
 from glmft.tokenizers.chatglm import ChatGLM6BTokenizer
 from glmft.tokenizers.chatglm2 import ChatGLM2Tokenizer
 from glmft.tokenizers.chatglm3 import TOOLS_SENTENCE, ChatGLM3Tokenizer
@@ -112,7 +113,7 @@ def test_a_glm3_message_is_role_metadata_line_break_and_text(tokenizer):
         glm3.build_single_message("robot", "", "云川")
 
 
-@pytest.mark.parametrize("family", ["glm", "glm2", "glm3"])
+@pytest.mark.parametrize("family", ALL)
 def test_an_official_tokenizer_config_comes_back_with_nothing_lost_or_added(family, official_folders, tmp_path):
     """Keys that current transformers would add (`eos_token`, …) make the official glm2 and glm3 classes fail."""
     load_tokenizer(official_folders[family]).save_pretrained(tmp_path)

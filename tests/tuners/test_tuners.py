@@ -1,6 +1,8 @@
 """One matrix: every tuner keeps the same promises."""
 
+import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,11 +11,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 import glmft
-from examples.official_layout import SMALL, make_checkpoint
 from glmft.data.collate import collate
 from glmft.data.encode import Lengths
 from glmft.data.formats import single
 from glmft.errors import CheckpointError, ConfigError
+from glmft.family import FAMILIES, is_native
 from glmft.models.loading import load_config, load_model, meta_model
 from glmft.settings.config import TrainConfig
 from glmft.tokenizers.loading import load_tokenizer
@@ -25,35 +27,46 @@ from glmft.tuners.lora import Lora
 from glmft.tuners.prefix import Prefix, put_prefix, read_prefix
 from glmft.tuners.prompt import Prompt
 
-ALL_LINEAR = "query_key_value,dense,dense_h_to_4h,dense_4h_to_h"
+NORM = "final_layernorm"
 CASES = {
     "full": (Full(), lambda name: True),
-    "freeze": (Freeze("layers.1.,final_layernorm"), lambda name: ".layers.1." in name or "final_layernorm" in name),
+    "freeze": (Freeze(f"layers.1.,{NORM}"), lambda name: ".layers.1." in name or NORM in name),
     "freeze-last": (Freeze("", 2, "mlp"), lambda name: "layers.1.mlp." in name or "layers.2.mlp." in name),
     "ptuning": (Prefix(4, False), lambda name: "prefix_encoder." in name),
     "ptuning-projection": (Prefix(4, True, 20), lambda name: "prefix_encoder." in name),
     "prompt": (Prompt(4, "none"), lambda name: "prompt_encoder." in name),
     "prompt-lstm": (Prompt(4, "lstm", 20), lambda name: "prompt_encoder." in name),
-    "lora": (Lora(3, 6, 0.0, ALL_LINEAR), lambda name: "lora_" in name),
+    "lora": (Lora(3, 6, 0.0, "all-linear"), lambda name: "lora_" in name),
     "lora-rs": (Lora(3, 6, 0.0, "attention", use_rslora=True), lambda name: "lora_" in name),
     "lora-dora": (Lora(3, 6, 0.0, "mlp", use_dora=True), lambda name: "lora_" in name),
     "lora-pissa": (Lora(3, 6, 0.0, "all-linear", init_lora_weights="pissa"), lambda name: "lora_" in name),
     "lora-whole": (
-        Lora(3, 6, 0.0, "query_key_value", modules_to_save="final_layernorm"),
+        Lora(3, 6, 0.0, "query_key_value", modules_to_save=NORM),
         lambda name: "lora_" in name or "modules_to_save" in name,
     ),
 }
 ADAPTERS = [name for name in CASES if name != "full"]
 
 
+def tuner_of(name, folder):
+    """A case's tuner, by the names of the folder's layout."""
+    tuner = CASES[name][0]
+    if not is_native(folder):
+        return tuner
+    named = {f.name: str(getattr(tuner, f.name)).replace(NORM, "model.norm") for f in dataclasses.fields(tuner)}
+    return dataclasses.replace(tuner, **{field: text for field, text in named.items() if "model.norm" in text})
+
+
 @pytest.fixture(params=CASES)
-def case(request):
-    return CASES[request.param]
+def case(request, model_folder):
+    """A tuner, and which parameters it trains."""
+    owned = CASES[request.param][1]
+    return tuner_of(request.param, model_folder), lambda name: owned(name.replace("model.norm.", f"{NORM}."))
 
 
-@pytest.fixture(params=["glm", "glm2", "glm3"])
-def model_folder(request, official_folders):
-    return official_folders[request.param]
+@pytest.fixture(params=[*FAMILIES, "native-glm", "native-glm4"])
+def model_folder(request, all_folders):
+    return all_folders[request.param]
 
 
 @pytest.fixture
@@ -111,13 +124,13 @@ def test_gradients_exist_only_where_owned(case, model_folder, rows):
 @pytest.mark.parametrize("name", [n for n in CASES if n.startswith(("full", "freeze", "lora"))])
 def test_before_the_first_step_the_model_is_the_base(name, model_folder, rows):
     """A prefix has no such promise: its virtual tokens take attention from the first step on."""
-    model = CASES[name][0].apply(base(model_folder)).eval()
+    model = tuner_of(name, model_folder).apply(base(model_folder)).eval()
     torch.testing.assert_close(logits(model, rows), logits(base(model_folder).eval(), rows))
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_a_saved_adapter_needs_nothing_but_its_folder(name, model_folder, tmp_path, rows):
-    tuner, folder = CASES[name][0], tmp_path / "adapter"
+    tuner, folder = tuner_of(name, model_folder), tmp_path / "adapter"
     folder.mkdir()
     model = tuner.apply(base(model_folder)).eval()
     disturb(model)
@@ -134,7 +147,8 @@ def test_a_full_checkpoint_is_a_model_folder(model_folder, tmp_path, rows):
     disturb(model)
     Full().save(model, Full().state(model), tmp_path / "out", {})
     torch.testing.assert_close(logits(base(tmp_path / "out").eval(), rows), logits(model, rows), atol=0, rtol=0)
-    index = json.loads((model_folder / "pytorch_model.bin.index.json").read_text(encoding="utf-8"))["weight_map"]
+    [file] = model_folder.glob("*.index.json")
+    index = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
     assert load_file(tmp_path / "out" / "model.safetensors").keys() == index.keys()
 
 
@@ -151,13 +165,18 @@ def test_an_empty_or_torn_adapter_is_refused(model_folder, tmp_path):
         glmft.load(tmp_path)
 
 
-def test_an_adapter_of_another_base_is_refused(model_folder, vocabularies, tmp_path):
-    tuner, family = CASES["ptuning"][0], load_config(model_folder).family
+def test_an_adapter_of_another_base_is_refused(model_folder, tmp_path):
+    tuner = CASES["ptuning"][0]
     model = tuner.apply(base(model_folder))
     folder = tmp_path / "adapter"
     folder.mkdir()
     tuner.save(model, tuner.state(model), folder, described(model_folder))
-    other = make_checkpoint(tmp_path / "other", family, vocabularies[family], SMALL[family], seed=1)
+    other = shutil.copytree(model_folder, tmp_path / "other")
+    changed = Full().apply(base(model_folder))
+    disturb(changed)
+    for file in (*other.glob("*.bin"), *other.glob("*.safetensors"), *other.glob("*.index.json")):
+        file.unlink()
+    changed.save_pretrained(other)
     with pytest.raises(ConfigError, match="trained on another base"):
         glmft.load(folder, base_model_path=other)
     with pytest.raises(ConfigError, match=r"its base model is not at .*nowhere"):
@@ -168,17 +187,17 @@ def test_an_adapter_of_another_base_is_refused(model_folder, vocabularies, tmp_p
 def test_a_prefix_is_initialised_whatever_lay_in_its_memory(projection, model_folder, monkeypatch):
     """`from_pretrained` leaves new parameters uninitialised; here the memory is full of NaN."""
     model = base(model_folder)
-    add = type(model.transformer).add_prefix_encoder
+    add = type(model.base_model).add_prefix_encoder
 
     def dirty(self):
         add(self)
         for parameter in self.prefix_encoder.parameters():
             parameter.data.fill_(float("nan"))
 
-    monkeypatch.setattr(type(model.transformer), "add_prefix_encoder", dirty)
+    monkeypatch.setattr(type(model.base_model), "add_prefix_encoder", dirty)
     model = Prefix(4, projection).apply(model)
     assert all(p.isfinite().all() for p in model.parameters())
-    assert model.transformer.prefix_encoder.embedding.weight.std() > 0
+    assert model.base_model.prefix_encoder.embedding.weight.std() > 0
 
 
 def test_lora_is_w_plus_scaled_b_a(model_folder, rows):
@@ -189,8 +208,8 @@ def test_lora_is_w_plus_scaled_b_a(model_folder, rows):
     plain = base(model_folder).eval()
     with torch.no_grad():
         for name, parameter in plain.named_parameters():
-            if name.endswith("query_key_value.weight"):
-                lora = f"base_model.model.{name.removesuffix('weight')}lora_"
+            lora = f"base_model.model.{name.removesuffix('weight')}lora_"
+            if f"{lora}A.weight" in state:
                 parameter += 6 / 3 * state[f"{lora}B.weight"] @ state[f"{lora}A.weight"]
     torch.testing.assert_close(logits(plain, rows), logits(model, rows), atol=1e-4, rtol=1e-4)
 
@@ -236,7 +255,7 @@ def test_names_that_hit_nothing_are_answered_with_what_there_is(tuner, line, tin
 
 @pytest.mark.parametrize("name", [n for n in CASES if n.startswith("lora")])
 def test_every_kind_of_lora_loads_in_plain_peft_on_the_untouched_base(name, model_folder, tmp_path, rows):
-    tuner = CASES[name][0]
+    tuner = tuner_of(name, model_folder)
     model = tuner.apply(base(model_folder)).eval()
     disturb(model)
     tuner.save(model, tuner.state(model), tmp_path, described(model_folder))
@@ -258,10 +277,11 @@ def test_lora_plus_gives_b_its_own_learning_rate(tiny_model):
     assert len(rates) == 12
 
 
-def test_presets_name_the_linear_modules_of_attention_and_mlp():
-    assert Lora(1, 1, 0, "attention").target_modules == ["query_key_value", "dense"]
-    assert Lora(1, 1, 0, "mlp").target_modules == ["dense_h_to_4h", "dense_4h_to_h"]
-    assert Lora(1, 1, 0, "dense,all-linear").target_modules == [
+def test_presets_name_the_linear_modules_of_attention_and_mlp(tiny_config):
+    model = meta_model(tiny_config())
+    assert Lora(1, 1, 0, "attention").target_modules(model) == ["query_key_value", "dense"]
+    assert Lora(1, 1, 0, "mlp").target_modules(model) == ["dense_h_to_4h", "dense_4h_to_h"]
+    assert Lora(1, 1, 0, "dense,all-linear").target_modules(model) == [
         "dense",
         "query_key_value",
         "dense_h_to_4h",
@@ -273,7 +293,7 @@ def test_presets_name_the_linear_modules_of_attention_and_mlp():
 
 
 def test_freeze_gradients_are_those_of_full_training(model_folder, rows):
-    full, frozen = Full().apply(base(model_folder)), CASES["freeze"][0].apply(base(model_folder))
+    full, frozen = Full().apply(base(model_folder)), tuner_of("freeze", model_folder).apply(base(model_folder))
     for model in (full, frozen):
         model(**rows).loss.backward()
     wanted = {name: p.grad for name, p in full.named_parameters()}
@@ -294,7 +314,7 @@ def test_more_last_layers_than_there_are(tiny_config):
 @pytest.mark.parametrize("name", ["ptuning", "ptuning-projection"])
 def test_official_p_tuning_checkpoints_are_written_and_read(name, model_folder, tmp_path, rows):
     """`pytorch_model.bin` with `transformer.prefix_encoder.*` and nothing else, as folder or file."""
-    tuner = CASES[name][0]
+    tuner = tuner_of(name, model_folder)
     model = tuner.apply(base(model_folder)).eval()
     disturb(model)
     tuner.save(model, tuner.state(model), tmp_path, described(model_folder))
@@ -334,6 +354,8 @@ def test_a_prefix_that_cannot_be_used_is_one_line(model_folder, tiny_model, tmp_
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_gradient_checkpointing_changes_no_gradient(case, use_reentrant, model_folder, rows):
+    if is_native(model_folder) and use_reentrant and isinstance(case[0], Prefix | Prompt):
+        pytest.skip("refused: transformers' layers take the virtual tokens as a keyword argument")
     gradients = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
