@@ -106,3 +106,56 @@ def test_bad_records_stop_the_build_or_are_kept_with_the_cache(data, tokenizer, 
 def test_a_home_that_cannot_be_written_is_replaced(data, tokenizer, tmp_path):
     (tmp_path / "file").touch()
     assert len(cached_rows([data], recipe(), tokenizer, tmp_path / "file" / "cache", 1)) == 300
+
+
+@pytest.fixture
+def many_bad(tmp_path, monkeypatch):
+    """Thirty records, every third of them bad, four in a chunk."""
+    path = tmp_path / "bad.jsonl"
+    outputs = ["3" if i % 3 == 0 else '"云"' for i in range(1, 31)]
+    path.write_text("".join(f'{{"instruction": "a", "output": {output}}}\n' for output in outputs), encoding="utf-8")
+    monkeypatch.setattr(module, "CHUNK", 4)
+    return path
+
+
+def test_skipped_records_never_end_the_reading_however_many_they_are(many_bad, tokenizer, tmp_path):
+    rows = cached_rows([many_bad], recipe(on_bad_record="skip"), tokenizer, tmp_path / "cache", 1)
+    assert [int(row.place.rsplit(":", 1)[1]) for row in rows] == [i for i in range(1, 31) if i % 3]
+    assert [int(place.rsplit(":", 1)[1]) for place, _ in rows.rejected] == list(range(3, 31, 3))
+    assert all("'output' is a int" in reason for _, reason in rows.rejected)
+    assert (rows.report.read, rows.report.kept) == (20, 20)
+
+
+def test_the_fifth_bad_record_ends_the_reading_where_none_may_be(many_bad, tokenizer, tmp_path, monkeypatch):
+    encoded_chunks, encode = [], module.encode_chunk
+    monkeypatch.setattr(module, "encode_chunk", lambda *args: encoded_chunks.append(args) or encode(*args))
+    with pytest.raises(DataError) as caught:
+        cached_rows([many_bad], recipe(), tokenizer, tmp_path / "cache", 1)
+    assert [problem.split(": ")[0].rsplit(":", 1)[1] for problem in caught.value.problems] == [
+        "3",
+        "6",
+        "9",
+        "12",
+        "15",
+    ]
+    assert len(encoded_chunks) == 4  # lines 1 to 16
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+
+
+def test_figures_of_all_chunks_come_together(tokenizer, tmp_path, monkeypatch):
+    """The longest row is neither in the first chunk nor in the last."""
+    monkeypatch.setattr(module, "CHUNK", 3)
+    data = tmp_path / "data.jsonl"
+    answers = ["云" * n for n in (2, 3, 1, 4, 20, 5, 3, 0, 1)]
+    data.write_text("".join(json.dumps({"instruction": "a", "output": a}) + "\n" for a in answers), encoding="utf-8")
+    rows = cached_rows([data], recipe(), tokenizer, tmp_path / "cache", 1)
+    lengths = [len(row.ids) for row in rows]
+    report = rows.report
+    assert report.longest == max(lengths) == lengths[4] > max(lengths[3], lengths[5])
+    assert (report.read, report.kept, report.empty_answers) == (9, 9, 1)
+    assert (report.tokens, report.supervised) == (sum(lengths), sum(row.supervised for row in rows))
+    middle = sorted(lengths)[4]
+    assert report.lines()[1] == (
+        f"data: {sum(lengths)} tokens, {report.supervised / sum(lengths):.1%} supervised; "
+        f"length median {middle}, 95% {max(lengths)}, longest {max(lengths)}"
+    )

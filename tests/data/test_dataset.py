@@ -3,7 +3,9 @@ from collections import Counter
 
 import pytest
 
-from glmft.data.dataset import draw, lengths_of, load_rows, rows_per_source
+from glmft.data.dataset import Rows, draw, lengths_of, load_rows, packed, rows_per_source, split
+from glmft.data.encode import Example
+from glmft.errors import DataError
 from glmft.settings.config import TrainConfig
 from glmft.settings.sources import find_sources
 
@@ -54,3 +56,40 @@ def test_bad_records_are_counted(tokenizer, tmp_path):
 def test_source_and_target_lengths_mean_what_the_official_scripts_mean(family, total):
     lengths = lengths_of(TrainConfig(max_source_length=64, max_target_length=64), family)
     assert (lengths.max_len, lengths.max_src_len, lengths.max_tgt_len) == (total, 64, 64)
+
+
+def numbered(count: int) -> Rows:
+    return Rows([Example([i], ((0, 1),), str(i)) for i in range(count)], [10 + i for i in range(count)], [], ["read"])
+
+
+def test_rows_are_held_out_by_a_share_and_a_seed():
+    trained, validation = split(numbered(40), 0.25, seed=1)
+    parts = [[example.ids[0] for example in part.examples] for part in (trained, validation)]
+    assert [len(part) for part in parts] == [30, 10]
+    assert sorted(parts[0] + parts[1]) == list(range(40))
+    assert parts[1] != list(range(10))
+    for part, numbers in zip((trained, validation), parts, strict=True):
+        assert numbers == sorted(numbers)
+        assert part.lengths == [10 + i for i in numbers]
+    assert (trained.lines, validation.lines) == (["read", "data: 10 of 40 rows held out for validation"], [])
+    assert [split(numbered(40), 0.25, seed)[1].lengths == validation.lengths for seed in (1, 2)] == [True, False]
+
+
+def test_at_least_one_row_is_held_out_and_one_is_trained():
+    assert [len(part.examples) for part in split(numbered(2), 0.01, seed=1)] == [1, 1]
+    for count, ratio in ((1, 0.5), (3, 0.9)):
+        with pytest.raises(DataError, match=rf"--val_ratio {ratio}: leaves nothing of {count} rows to train on"):
+            split(numbered(count), ratio, seed=1)
+
+
+def test_packed_rows_have_the_lengths_of_their_documents():
+    joined = packed(numbered(7), max_len=30, seed=0)
+    assert joined.lengths == [
+        len(row.parts) and sum(10 + int(p) for p in row.place.split(", ")) for row in joined.examples
+    ]
+    assert sum(joined.lengths) == sum(range(10, 17))
+    assert joined.lines == ["read", f"data: 7 documents packed into {len(joined.lengths)} rows"]
+
+
+def test_every_source_has_a_row_however_small_its_weight():
+    assert rows_per_source([1000, 10], [1000.0, 0.1]) == [1010, 1]

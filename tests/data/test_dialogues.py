@@ -5,7 +5,7 @@ import random
 import pytest
 from encoding import encoded
 
-from glmft.data.encode import EncodingReport, Lengths, Rules, encode_prompt, encode_record
+from glmft.data.encode import EncodingReport, Lengths, Rules, encode_prompt, encode_record, positions_after_cut, spans
 from glmft.data.formats import Record
 from glmft.data.templates import answer_ids, prompt_ids
 from glmft.errors import DataError
@@ -113,6 +113,80 @@ def test_long_dialogues_lose_their_oldest_turns_first(tokenizer):
     assert row.ids == encode(Record(record.messages[2:], "here"), tokenizer, loss_on="last")[0][0].ids
     _, report = encode(record, tokenizer, Lengths(lengths.max_len, 20, is_skip=True), loss_on="last")
     assert report.dropped == 1
+
+
+def test_the_raw_template_is_the_text_and_the_two_special_tokens_where_the_family_has_them(tokenizer):
+    text, answer = tokenizer.encode_text("云川"), tokenizer.encode_text("岭")
+    behind = tokenizer.family == "glm"
+    prompt = [*text, *tokenizer.prefix_ids] if behind else [*tokenizer.prefix_ids, *text]
+    assert prompt_ids(tokenizer, "云川", "raw") == prompt
+    [row], _ = encode(talk("云川", "岭"), tokenizer, template="raw")
+    assert row.ids == [*prompt, *answer, tokenizer.eos_token_id]
+    opening = prompt[-1:] if behind else []  # ChatGLM-6B learns to open its answer
+    assert learned(row) == [*opening, *answer, row.ids[-1]]
+
+
+def test_a_row_that_just_fits_is_whole_and_one_token_less_costs_the_oldest_turn(tokenizer):
+    """Also where the prompt alone would fit: an answer is not cut to keep an old turn."""
+    record = talk("甲", "一", "乙", "云川岭溪" * 5)
+    [whole], _ = encode(record, tokenizer, loss_on="last")
+    [row], report = encode(record, tokenizer, Lengths(len(whole.ids), 4), loss_on="last")
+    assert row == whole
+    assert (report.cut_turns, report.cut_prompt, report.cut_answer) == (0, 0, 0)
+    [row], report = encode(record, tokenizer, Lengths(len(whole.ids) - 1, 100), loss_on="last")
+    assert row.ids == encode(talk("乙", "云川岭溪" * 5), tokenizer)[0][0].ids
+    assert (report.cut_turns, report.cut_prompt, report.cut_answer) == (1, 0, 0)
+
+
+def test_the_longest_question_is_that_of_a_single_one_whatever_stands_before_it(glm3):
+    """A dialogue's prompt may fill the row, also one of which a single turn is left; a question may not."""
+    system = {"role": "system", "content": "你是助手"}
+    for messages, cut in (
+        (talk("云川岭溪" * 9, "一").messages, 1),
+        ((system, *talk("云川岭溪" * 9, "一").messages), 1),
+        (talk("甲", "二", "云川岭溪" * 9, "一").messages, 0),
+        (talk("湖岛" * 200, "二", "云川岭溪" * 9, "一").messages, 0),
+    ):
+        [row], report = encode(Record(tuple(messages), "here"), glm3, Lengths(200, 20), loss_on="last")
+        assert report.cut_prompt == cut
+        assert (len(row.ids) <= 20 + len(answer_ids(glm3, "一")) + 1) == bool(cut)
+
+
+def test_an_answer_that_just_fits_is_whole(tokenizer):
+    record = talk("甲", "云川岭溪")
+    [whole], _ = encode(record, tokenizer)
+    for shorter in (0, 1):
+        lengths = Lengths(len(whole.ids) - shorter, 100, is_skip=True)
+        rows, report = encode(record, tokenizer, lengths)
+        assert (rows, report.dropped) == ([] if shorter else [whole], shorter)
+    room = len(answer_ids(tokenizer, "云川岭溪"))
+    assert encode(record, tokenizer, Lengths(400, 100, max_tgt_len=room))[1].cut_answer == 0
+    assert encode(record, tokenizer, Lengths(400, 100, max_tgt_len=room - 1))[1].cut_answer == 1
+
+
+def test_when_predicting_a_prompt_that_just_fits_is_whole(tokenizer):
+    for record in (talk("云川岭溪", "一"), talk("甲", "一", "乙", "二")):
+        whole = prompt_ids(tokenizer, record.question)
+        assert encode_prompt(tokenizer, record.question, len(whole)) == (whole, False)
+        shorter, cut = encode_prompt(tokenizer, record.question, len(whole) - 1)
+        assert len(shorter) < len(whole)
+        assert cut
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_labels_go_where_their_tokens_go_when_the_middle_is_cut_out(seed):
+    rng = random.Random(seed)
+    before = rng.randint(2, 12)
+    after, labelled = rng.randint(1, before), [rng.random() < 0.5 for _ in range(before)]
+    cue = rng.randint(0, after)
+    expected = labelled[: after - cue] + labelled[before - cue :]
+    moved = positions_after_cut([i for i in range(before) if labelled[i]], before, after, cue)
+    assert sorted(moved) == [i for i in range(after) if expected[i]]
+
+
+def test_neighbouring_positions_are_one_span_and_others_are_not_joined():
+    assert spans([7, 1, 2, 3, 5]) == ((1, 4), (5, 6), (7, 8))
+    assert spans([]) == ()
 
 
 def test_a_system_message_survives_the_cut(glm3):

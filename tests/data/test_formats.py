@@ -79,6 +79,11 @@ def test_pairs(tmp_path):
     assert [text for _, text in one(tmp_path, row, **columns)] == ["前", "后", "请：问", "答"]
 
 
+def test_one_named_column_makes_pairs_with_the_default_of_the_other(tmp_path):
+    assert one(tmp_path, {"q": "问", "summary": "答"}, prompt_column="q") == [("user", "问"), ("assistant", "答")]
+    assert one(tmp_path, {"content": "问", "a": "答"}, response_column="a") == [("user", "问"), ("assistant", "答")]
+
+
 def test_conversations_with_a_tool(tmp_path):
     call = {"role": "tool", "name": "查", "parameters": {"城": "京", "n": 1, "x": None}, "observation": {"度": 3}}
     value = {"tools": [{"name": "查"}], "conversations": [{"role": "user", "content": "热吗"}, call]}
@@ -139,6 +144,11 @@ BAD = [
     (line(output=["a"]), ":1: 'output' is a list"),
     (line(output=None), ":1: 'output' is null"),
     (line(history="x"), ":1: the history is no list"),
+    (line(history=3), ":1: the history is no list of [question, answer] pairs"),
+    (line(history=["cd"]), ":1: the history is no list of [question, answer] pairs"),
+    (line(history=[["a", "b"], ["c"]]), ":1: the history is no list of [question, answer] pairs"),
+    (line(history=[["c", 3], ["a", "b"]]), ":1: the history is no list of [question, answer] pairs"),
+    (line(history={"a": "b"}), ":1: the history is no list of [question, answer] pairs"),
     ('{"input": "a", "output": "b"}', ":1: 'instruction' is missing"),
     ('{"instruction": "a"}', ":1: 'output' is missing"),
     ('{"text": "a"}', ":1: an object with text: of no known format"),
@@ -151,6 +161,7 @@ BAD = [
     ('{"instruction": "a", "output": "b", "output": "c"}', ":1: key 'output' stands twice"),
     (line().encode() + b"\n" + b'{"instruction": "\xff"}', ":2: is not UTF-8"),
     (b'[{"instruction":\n"\xff"}]', ":2: is not UTF-8"),
+    (b'[{"instruction": "\xff"}]', ":1: is not UTF-8"),
     ("[" * 100_000, ": JSON nested too deeply"),
     ('{"a":' * 100_000, ":1: JSON nested too deeply"),
     ("", "holds no record"),

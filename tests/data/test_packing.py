@@ -32,6 +32,25 @@ def test_every_document_is_in_one_row_and_no_row_is_too_long(seed):
     assert rows[-1].place == ", ".join(str(i) for i in packs[-1])
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_long_documents_are_placed_first_so_that_short_ones_fill_their_rows(seed):
+    """Twenty of each length, which fill twenty rows to the last token, in this way alone."""
+    lengths = [51, 34, 15] * 20
+    rows = pack(lengths, 100, seed)
+    assert [sorted(lengths[i] for i in row) for row in rows] == [[15, 34, 51]] * 20
+
+
+def test_documents_of_a_row_and_of_one_length_come_in_an_order_of_the_seed():
+    rows = {seed: pack([10] * 40, 100, seed) for seed in range(3)}
+    assert [len(row) for row in rows[0]] == [10] * 4
+    assert rows[0] != rows[1] != rows[2]
+    assert all(row != sorted(row) for row in rows[0])
+
+
+def test_a_document_that_is_too_long_has_a_row_of_its_own():
+    assert sorted(map(sorted, pack([120, 100, 1], 100, 0))) == [[0], [1], [2]]
+
+
 @pytest.mark.parametrize("tuner", [None, Prefix(3, False), Prompt(3, "none")], ids=["base", "prefix", "prompt"])
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", [*FAMILIES, "native-glm", "native-glm4"])

@@ -1,5 +1,6 @@
 import pytest
 
+from glmft.data import sampler
 from glmft.data.sampler import Plan, padding_share
 
 
@@ -70,6 +71,19 @@ def test_grouping_still_trains_every_record_once_and_the_same_windows_on_any_num
     assert windows == steps(Plan(300, 12, 1, 1, 1, LENGTHS))
     dealt = [[plan.micro_batches(window, rank) for rank in range(world_size)] for window in windows]
     assert [sorted(r for rank in ranks for rows in rank for r in rows) for ranks in dealt] == list(map(sorted, windows))
+
+
+def test_records_share_a_window_with_those_shuffled_near_them(monkeypatch):
+    """Ten windows' worth are sorted together, the rest after them; what fills no window comes last."""
+    monkeypatch.setattr(sampler, "GROUPED", 10)
+    plan, plain = Plan(302, 4, 1, 1, 1, [*LENGTHS, 1, 1]), Plan(302, 4, 1, 1, 1)
+    assert sorted(plan.order(0)) == list(range(302))
+    shuffled = plain.order(0)
+    windows = {tuple(plan.order(0)[i : i + 4]) for i in range(0, 300, 4)}
+    for first in range(0, 300, 40):
+        group = sorted(shuffled[first : min(first + 40, 300)], key=plan.lengths.__getitem__)
+        assert {tuple(group[i : i + 4]) for i in range(0, len(group), 4)} <= windows
+    assert plan.order(0)[300:] == shuffled[300:]
 
 
 def test_grouping_cuts_padding_and_keeps_the_order_of_lengths_random():

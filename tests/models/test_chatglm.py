@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
 
 from glmft.models.chatglm import ChatGLM6BForConditionalGeneration
 from glmft.models.configuration import ChatGLM6BConfig
@@ -129,6 +130,24 @@ def test_positions_of_context_and_answer():
     assert continued(torch.tensor([[[0, 1, 1], [0, 0, 1]]]), 2).tolist() == [[[0, 1, 1, 1, 1], [0, 0, 1, 2, 3]]]
 
 
+def test_special_tokens_in_the_padding_do_not_count():
+    config, ids = make().config, row(3, 2)
+    padded = torch.cat((torch.tensor([[SOP, GMASK, MASK]]), ids), dim=1)
+    mask = torch.tensor([[0, 0, 0] + [1] * ids.shape[1]])
+    positions = two_dimensional_positions(config, padded, mask)
+    assert positions[:, :, :3].tolist() == [[[0] * 3] * 2]
+    assert torch.equal(positions[:, :, 3:], two_dimensional_positions(config, ids))
+    with pytest.raises(ValueError, match="row 0 of input_ids holds no <sop>"):
+        two_dimensional_positions(config, torch.tensor([[SOP, GMASK, 7]]), torch.tensor([[0, 1, 1]]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_empty_cache_changes_nothing(backend):
+    """The context is seen in both directions, as `generate` starts with such a cache."""
+    model, ids = make(backend), row(5, 2)
+    torch.testing.assert_close(model(ids, past_key_values=DynamicCache()).logits, model(ids).logits)
+
+
 @pytest.mark.parametrize(("ids", "name"), [([[GMASK, 7]], "<sop>"), ([[7, SOP]], r"\[gMASK\] or \[MASK\]")])
 def test_a_row_without_its_special_tokens_is_named(ids, name):
     with pytest.raises(ValueError, match=f"row 0 of input_ids holds no {name}"):
@@ -221,6 +240,16 @@ def test_generation_is_greedy_over_whole_forwards(use_cache):
     settings = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "use_cache": use_cache}
     for positions in (None, two_dimensional_positions(model.config, ids)):
         assert model.generate(ids, position_ids=positions, **settings).tolist() == longer.tolist()
+
+
+def test_generation_from_embeddings_needs_positions_and_then_is_that_from_ids():
+    model, ids = make(), row(4, 0)
+    embeds = model.get_input_embeddings()(ids)
+    settings = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "pad_token_id": PAD}
+    with pytest.raises(ValueError, match=r"^give position_ids \[b, 2, s\] beside inputs_embeds; ChatGLM-6B reads"):
+        model.generate(inputs_embeds=embeds, **settings)
+    new = model.generate(inputs_embeds=embeds, position_ids=two_dimensional_positions(model.config, ids), **settings)
+    assert new.tolist() == model.generate(ids, **settings)[:, ids.shape[1] :].tolist()
 
 
 @pytest.mark.parametrize("prefix", [None, 3])

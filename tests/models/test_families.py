@@ -36,6 +36,63 @@ def test_an_official_folder_goes_through_the_auto_classes(folder):
     assert model.generate(**batch, max_new_tokens=3, do_sample=False).shape[1] == batch["input_ids"].shape[1] + 3
 
 
+def test_a_cache_is_kept_outside_of_training_unless_the_call_or_the_configuration_says_otherwise(folder):
+    model, tokenizer = parts(folder)
+    batch = dict(tokenizer(TEXTS[:1], return_tensors="pt"))
+
+    def keeps(**options) -> bool:
+        with torch.no_grad():
+            return model(**batch, **options).past_key_values is not None
+
+    assert [keeps(), keeps(use_cache=True), keeps(use_cache=False)] == [True, True, False]
+    model.config.use_cache = False
+    assert [keeps(), keeps(use_cache=True)] == [False, True]
+    model.config.use_cache = True
+    model.train()
+    assert [keeps(), keeps(use_cache=True)] == [False, True]
+
+
+def test_hidden_states_come_when_they_are_asked_for(folder):
+    model, tokenizer = parts(folder)
+    batch = dict(tokenizer(TEXTS[:1], return_tensors="pt"))
+    with torch.no_grad():
+        assert model(**batch).hidden_states is None
+        states = model(**batch, output_hidden_states=True).hidden_states
+        model.config.output_hidden_states = True
+        assert model(**batch, output_hidden_states=False).hidden_states is None
+        by_config = model(**batch).hidden_states
+        words = model.get_input_embeddings()(batch["input_ids"])
+    assert len(states) == len(by_config) == model.config.num_layers + 1
+    assert torch.equal(states[0], words)
+    assert all(torch.equal(a, b) for a, b in zip(states, by_config, strict=True))
+
+
+def test_other_embeddings_and_another_head_are_taken_where_they_are_set(folder):
+    """As from `inputs_embeds`, and as the new head makes them of the last hidden states."""
+    model, tokenizer = parts(folder)
+    batch = dict(tokenizer(TEXTS[:1], return_tensors="pt"))
+    before = logits(model, batch)
+    words, size = model.get_input_embeddings().weight.shape
+    torch.manual_seed(0)
+    embedding, head = torch.nn.Embedding(words, size), torch.nn.Linear(size, words, bias=False)
+    plain, _ = parts(folder)
+    model.set_input_embeddings(embedding)
+    assert model.get_input_embeddings() is embedding
+    assert [module for module in model.modules() if isinstance(module, torch.nn.Embedding)] == [embedding]
+    rest = {name: value for name, value in batch.items() if name != "input_ids"}
+    if "position_ids" not in rest:
+        rest["position_ids"] = torch.arange(batch["input_ids"].shape[1])[None]
+    with torch.no_grad():
+        expected = plain(inputs_embeds=embedding(batch["input_ids"]), **rest).logits[0]
+    torch.testing.assert_close(logits(model, batch), expected)
+    assert not torch.allclose(expected, before)
+    model.set_output_embeddings(head)
+    assert model.get_output_embeddings() is head
+    with torch.no_grad():
+        hidden = model.transformer(**batch).last_hidden_state[0]
+        torch.testing.assert_close(logits(model, batch), head(hidden))
+
+
 @pytest.mark.parametrize("kind", [AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM])
 def test_every_auto_class_of_the_official_auto_map_gives_the_model_with_its_head(kind, folder):
     assert type(kind.from_pretrained(folder)).__name__.endswith("ForConditionalGeneration")

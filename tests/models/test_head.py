@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -55,3 +57,58 @@ def test_given_positions_and_count_are_used(parts):
     positions = positions_with_target(labels)
     total = supervised_nll(hidden, labels, head) * len(positions)
     torch.testing.assert_close(supervised_nll(hidden, labels, head, positions, num_items_in_batch=1), total)
+
+
+# ------------------------------------------------------------------------------------- number formats
+
+
+def half_precision_parts(words: int, seed: int = 0):
+    """hidden [1, 65, 16], labels [1, 65] and a head over some words, in bfloat16."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(1, 65, 16, generator=generator).bfloat16().requires_grad_()
+    head = OutputLayer(16, words, bias=False).bfloat16()
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(words, 16, generator=generator))
+    return hidden, torch.randint(0, words, (1, 65), generator=generator), head
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("chunk", [7, 1000])
+def test_the_loss_of_half_precision_logits_is_exact(chunk, wrapped, monkeypatch):
+    """Of the logits as they are: bfloat16 has two digits, which is too few for a logarithm and a sum."""
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    hidden, labels, head = half_precision_parts(words=37)
+    logits = nn.functional.linear(hidden[0, :-1], head.weight).double()
+    expected = nn.functional.cross_entropy(logits, labels[0, 1:])
+    loss = supervised_nll(hidden, labels, nn.Sequential(head) if wrapped else head)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_gradient_of_half_precision_logits_is_exact(wrapped):
+    """A head of zeros gives every word the same chance, so all is known: log(words), and (chance - hit) h / n."""
+    words, tokens = 256, 64
+    hidden, labels, head = half_precision_parts(words)
+    with torch.no_grad():
+        head.weight.zero_()
+    loss = supervised_nll(hidden, labels, nn.Sequential(head) if wrapped else head)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(words), rel=1e-6)
+    hits = nn.functional.one_hot(labels[0, 1:], words).double()
+    expected = (1 / words - hits).T @ hidden[0, :-1].detach().double() / tokens
+    never = hits.sum(0) == 0  # words that are no label, whose gradient is small
+    torch.testing.assert_close(head.weight.grad[never].double(), expected[never], rtol=5e-3, atol=0)
+    torch.testing.assert_close(head.weight.grad.double(), expected, rtol=5e-3, atol=1e-3)
+
+
+def test_the_loss_is_the_sum_of_minus_log_probabilities_by_hand():
+    """Two words, logits 0 and x: a label of the first costs log(1 + e^x), of the second log(1 + e^-x)."""
+    head = OutputLayer(1, 2, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[0.0], [1.0]]))
+    hidden = torch.tensor([[[2.0], [-1.0], [0.5], [9.0]]])
+    labels = torch.tensor([[-100, 0, 1, -100]])  # token 0 predicts the first word, token 1 the second
+    costs = math.log(1 + math.exp(2)), math.log(1 + math.exp(1))
+    assert supervised_nll(hidden, labels, head).item() == pytest.approx(sum(costs) / 2)
+    assert supervised_nll(hidden, labels, head, num_items_in_batch=8).item() == pytest.approx(sum(costs) / 8)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,17 @@ from safetensors.torch import load_file, save_file
 from examples.official_layout import SMALL, VOCABULARY_FILES, make_checkpoint
 from glmft.errors import CheckpointError, ConfigError
 from glmft.family import FAMILIES
-from glmft.models.loading import fingerprint, load_config, load_model, meta_model, read_tensors, weight_files
+from glmft.models.loading import (
+    copy_texts,
+    fingerprint,
+    load_config,
+    load_model,
+    meta_model,
+    read_tensors,
+    require_fit,
+    weight_files,
+)
+from glmft.weights import open_weights
 
 WORDS = "transformer.embedding.word_embeddings.weight"
 
@@ -94,6 +105,15 @@ def test_a_missing_shard_is_named(model_folder, tmp_path):
         weight_files(bins)
 
 
+@pytest.mark.parametrize("index", ["{}", '{"weight_map": {}}', '{"weight_map": ["a.bin"]}', '{"weight_map": null}'])
+def test_an_index_that_names_no_shard_is_named(index, model_folder, tmp_path):
+    bins = as_bins(model_folder, tmp_path / "bins")
+    (bins / "pytorch_model.bin.index.json").write_text(index, encoding="utf-8")
+    for read in (load, fingerprint):
+        with pytest.raises(CheckpointError, match=r"pytorch_model\.bin\.index\.json: has no weight_map; copy it again"):
+            read(bins)
+
+
 def test_no_weights_at_all(model_folder):
     (model_folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="holds no weights"):
@@ -113,6 +133,65 @@ def test_missing_unexpected_and_misshaped_tensors_are_named(model_folder):
         with pytest.raises(CheckpointError, match=message) as caught:
             load(model_folder)
         assert next(iter(changes)) in caught.value.problems[0]
+
+
+def test_five_of_many_tensors_are_named_and_the_rest_are_counted():
+    with pytest.raises(CheckpointError) as caught:
+        require_fit(Path("base"), [f"m{i}" for i in range(4)], ["u"], ["s [1] has another shape"])
+    assert list(caught.value.problems) == [
+        *(f"base: m{i} is missing from the weights" for i in range(4)),
+        "base: u belongs to no part of the model",
+        "base: and 1 more",
+    ]
+    with pytest.raises(CheckpointError) as caught:
+        require_fit(Path("base"), [f"m{i}" for i in range(5)], [], [])
+    assert len(caught.value.problems) == 5
+    require_fit(Path("base"), [], [], [])
+
+
+@pytest.mark.parametrize("family", ["glm", "glm2"])
+def test_a_fingerprint_tells_bases_apart_and_not_places(family, official_folders, tmp_path):
+    """By the shape, the embedding, the first attention and the last feed-forward layer."""
+    folder = official_folders[family]
+    shutil.copytree(folder, tmp_path / "copy")
+    assert fingerprint(tmp_path / "copy") == fingerprint(folder)
+    stored = {name: tensor for file in weight_files(folder) for name, tensor in open_weights(file).items()}
+    layers = "transformer.layers" if family == "glm" else "transformer.encoder.layers"
+    attention = "attention" if family == "glm" else "self_attention"
+    last = load_config(folder).num_layers - 1
+    seen = {fingerprint(folder)}
+    for name in (
+        "transformer.word_embeddings.weight" if family == "glm" else WORDS,
+        f"{layers}.0.{attention}.query_key_value.weight",
+        f"{layers}.{last}.mlp.dense_4h_to_h.weight",
+    ):
+        shutil.rmtree(tmp_path / "copy")
+        shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("*.bin*"))
+        changed = stored[name].clone()
+        changed[-1, 0] += 1
+        torch.save({**stored, name: changed}, tmp_path / "copy" / "pytorch_model.bin")
+        seen.add(fingerprint(tmp_path / "copy"))
+    assert len(seen) == 4
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text = json.dumps({**config, "num_attention_heads": 2 * config["num_attention_heads"]})
+    shutil.copytree(folder, tmp_path / "other")
+    (tmp_path / "other" / "config.json").write_text(text, encoding="utf-8")
+    assert fingerprint(tmp_path / "other") not in seen
+
+
+def test_texts_are_copied_beside_saved_weights_and_nothing_is_overwritten(tmp_path):
+    base, target = tmp_path / "base", tmp_path / "target"
+    for folder in (base / "README-files", target):
+        folder.mkdir(parents=True)
+    names = ("modeling_chatglm.py", "MODEL_LICENSE", "generation_config.json", "README.md", "config.json", "a.bin")
+    for name in names:
+        (base / name).write_text("base")
+    (target / "README.md").write_text("mine")
+    copy_texts(base, target)
+    assert {path.name: path.read_text() for path in target.iterdir()} == {
+        **dict.fromkeys(names[:3], "base"),
+        "README.md": "mine",
+    }
 
 
 def test_a_prefix_alone_is_no_model(model_folder):

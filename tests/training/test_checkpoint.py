@@ -10,7 +10,7 @@ from glmft.errors import CheckpointError, ConfigError
 from glmft.files import remove_leftovers
 from glmft.training.checkpoint import OPTIMIZER, ResumePoint, damage, find_resume, open_optimizer, publishing
 from glmft.training.random_state import RANDOM, random_state, restore_random_state
-from glmft.training.run_folder import RUN_CONFIG, claim_output, point_best, rotate
+from glmft.training.run_folder import RUN_CONFIG, claim_output, keep_checkpoints, point_best, rotate
 from glmft.training.state import STATE, LogFigures, TrainerState, load_state
 from glmft.weights import Shards, StoredTensors
 
@@ -207,3 +207,45 @@ def test_sums_since_the_last_log_line_travel_with_the_state():
     assert state.take() == LogFigures(2.0, supervised=4, tokens=15)
     assert (state.loss_sum, state.supervised, state.tokens, state.last_loss) == (8.0, 4, 15, 2.0)
     assert state.take() == LogFigures(0.0, supervised=0, tokens=0)
+
+
+def test_a_state_of_an_older_version_goes_on_and_that_of_another_program_is_refused(tmp_path):
+    (tmp_path / STATE).write_text('{"step": 7, "total_steps": 9, "of_an_older_version": 1}')
+    assert load_state(tmp_path) == TrainerState(step=7, total_steps=9)
+    (tmp_path / STATE).write_text('{"global_step": 7, "max_steps": 9}')
+    with pytest.raises(CheckpointError, match=r"trainer_state\.json: is no state of a run of glmft"):
+        load_state(tmp_path)
+
+
+def test_a_mean_loss_is_that_of_a_supervised_token():
+    state = TrainerState()
+    for loss, supervised in ((4.0, 2), (0.5, 1), (1.5, 3)):
+        state.add(loss, supervised, tokens=10)
+    assert state.step == 3
+    assert state.take().loss == pytest.approx(6.0 / 6)
+    state.add(0.0, 0, 10)
+    assert (state.take().loss, state.tokens) == (0.0, 40)
+
+
+def test_the_link_to_the_best_and_the_oldest_go_with_each_save(tmp_path):
+    for step in (2, 4, 6):
+        save(tmp_path, step)
+    keep_checkpoints(tmp_path, ALONE, limit=2, best=4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "checkpoint-4", "checkpoint-6"]
+    assert (tmp_path / "best").resolve() == tmp_path / "checkpoint-4"
+    keep_checkpoints(tmp_path, ALONE, limit=2, best=8)  # not saved: the link stays
+    assert (tmp_path / "best").resolve() == tmp_path / "checkpoint-4"
+    others = World(1, 1, 2, torch.device("cpu"), torch.float32)
+    keep_checkpoints(tmp_path, others, limit=1, best=None)  # another rank leaves the files alone
+    assert (tmp_path / "checkpoint-4").is_dir()
+
+
+def test_an_output_folder_with_leftovers_of_a_kill_is_free(tmp_path):
+    (tmp_path / ".writing-checkpoint-4").mkdir()
+    claim_output(tmp_path, overwrite=False, resume=False)
+    assert [path.name for path in tmp_path.iterdir()] == [".writing-checkpoint-4"]
+
+
+def test_resuming_where_nothing_is_starts_a_folder(tmp_path):
+    claim_output(tmp_path / "new", overwrite=False, resume=True)
+    assert (tmp_path / "new").is_dir()

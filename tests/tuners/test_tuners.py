@@ -42,7 +42,7 @@ CASES = {
     "lora-pissa": (Lora(3, 6, 0.0, "all-linear", init_lora_weights="pissa"), lambda name: "lora_" in name),
     "lora-whole": (
         Lora(3, 6, 0.0, "query_key_value", modules_to_save=NORM),
-        lambda name: "lora_" in name or "modules_to_save" in name,
+        lambda name: "lora_" in name or (NORM in name and "original_module" not in name),
     ),
 }
 ADAPTERS = [name for name in CASES if name != "full"]
@@ -242,6 +242,12 @@ def test_names_match_by_dotted_parts_before_substrings():
     [
         (Lora(3, 6, 0.0, "qkv"), "--lora_module_name qkv: matches no linear module; valid names are dense, "),
         (Lora(3, 6, 0.0, ""), "--lora_module_name (empty): matches no linear module"),
+        (Lora(3, 6, 0.0, "dense,qkv"), "--lora_module_name qkv: matches no linear module"),
+        (Lora(3, 6, 0.0, "layernorm"), "--lora_module_name layernorm: matches no linear module"),
+        (
+            Lora(3, 6, 0.0, "dense", modules_to_save="final_layernorm,norm"),
+            "--modules_to_save norm: matches no module; there are 0, 1, 2, dense, dense_4h_to_h, ",
+        ),
         (Freeze("layers.27."), "--freeze_module_name layers.27.: matches no parameter; there are transformer."),
     ],
 )
@@ -263,6 +269,32 @@ def test_every_kind_of_lora_loads_in_plain_peft_on_the_untouched_base(name, mode
     assert recorded["base_model_name_or_path"] == str(model_folder)
     plain = PeftModel.from_pretrained(base(model_folder), tmp_path).eval()
     torch.testing.assert_close(logits(plain, rows), logits(model, rows))
+
+
+def test_a_module_that_is_saved_whole_is_trained_and_comes_back(model_folder, tmp_path, rows):
+    """The final norm: neither a linear module nor one that LoRA would touch."""
+    tuner = tuner_of("lora-whole", model_folder)
+    at = f".{tuner.modules_to_save}."
+    model = tuner.apply(base(model_folder)).eval()
+    whole = {name for name, p in model.named_parameters() if p.requires_grad and "lora_" not in name}
+    assert whole
+    assert all(f"{at}modules_to_save." in name for name in whole)
+    model(**rows).loss.backward()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in whole:
+                assert parameter.grad.abs().max() > 0
+                parameter.add_(1.0)
+    tuner.save(model, tuner.state(model), tmp_path, described(model_folder))
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    norm = {name.rsplit(".", 1)[1]: tensor for name, tensor in stored.items() if at in name}
+    plain = {n.rsplit(".", 1)[1]: p for n, p in base(model_folder).named_parameters() if at in f".{n}"}
+    assert norm.keys() == plain.keys()
+    for kind, tensor in norm.items():
+        torch.testing.assert_close(tensor, plain[kind] + 1.0)
+    loaded, _ = glmft.load(tmp_path, dtype="fp32", device="cpu")
+    torch.testing.assert_close(logits(loaded, rows), logits(model, rows), atol=0, rtol=0)
+    assert not torch.allclose(logits(loaded, rows), logits(base(model_folder).eval(), rows))
 
 
 def test_lora_plus_gives_b_its_own_learning_rate(tiny_model):
@@ -306,6 +338,7 @@ def test_freeze_gradients_are_those_of_full_training(model_folder, rows):
 def test_more_last_layers_than_there_are(tiny_config):
     [problem] = Freeze("", 9).problems(meta_model(tiny_config()))
     assert problem == "--freeze_last_n 9: the model has 3 layers"
+    assert Freeze("", 3).problems(meta_model(tiny_config())) == []
 
 
 # ---------------------------------------------------------------------------------------------------- prefixes
@@ -339,6 +372,9 @@ def test_a_prefix_that_cannot_be_used_is_one_line(model_folder, tiny_model, tmp_
     torch.save([1, 2], tmp_path / "list.bin")
     with pytest.raises(CheckpointError, match="something other than named tensors"):
         read_prefix(tmp_path / "list.bin")
+    torch.save({"transformer.prefix_encoder.embedding.weight": torch.ones(4, 192), "epoch": 3}, tmp_path / "mixed.bin")
+    with pytest.raises(CheckpointError, match="something other than named tensors"):
+        read_prefix(tmp_path / "mixed.bin")
     (tmp_path / "torn.bin").write_bytes(b"PK torn")
     with pytest.raises(CheckpointError, match="is torn or no weight file"):
         read_prefix(tmp_path / "torn.bin")
