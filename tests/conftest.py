@@ -127,8 +127,8 @@ def same_gradients_checkpointed():
         checkpointed.gradient_checkpointing_enable({"use_reentrant": False})
         for model in (plain, checkpointed):
             model.train()
-            if hasattr(model.transformer, "dropout"):
-                model.transformer.dropout.p = 0.0
+            if hasattr(model.base_model, "dropout"):
+                model.base_model.dropout.p = 0.0
             model(rows, labels=rows).loss.backward()
         for (name, a), b in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
             torch.testing.assert_close(a.grad, b.grad, msg=name, **tolerance)

@@ -73,12 +73,13 @@ class EncodingReport:
 
     def count(self, examples: Iterable[Example]) -> None:
         """Count rows that are kept."""
-        for example in examples:
-            self.lengths.append(len(example.ids))
-            self.kept += 1
-            self.tokens += len(example.ids)
-            self.supervised += example.supervised
-            self.longest = max(self.longest, len(example.ids))
+        examples = list(examples)
+        lengths = [len(example.ids) for example in examples]
+        self.lengths += lengths
+        self.kept += len(lengths)
+        self.tokens += sum(lengths)
+        self.supervised += sum(end - first for example in examples for first, end in example.spans)
+        self.longest = max(self.longest, *lengths, 0)
 
     def add(self, other: "EncodingReport") -> None:
         """Take in what became of other records."""
@@ -199,7 +200,7 @@ def _rows_of(record: Record, tokenizer: Any, rules: Rules, report: EncodingRepor
         report.cut_turns += turns_cut
         report.cut_prompt += prompt_cut
         report.cut_answer += answer_cut
-        report.empty_answers += row.last and not messages[-1]["content"]
+        report.empty_answers += row.last and not messages[-1].get("content")
         examples.append(example)
     return examples
 

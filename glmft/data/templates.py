@@ -91,22 +91,22 @@ def learned_conversations(
     says no (of an observation too, as ChatGLM3's own script has it); `all`: all of an assistant; `last`: the last one;
     `combined`: the last one as GLM-4's own script has it (`_combined`).
     """
-    answers = {i for i, message in enumerate(messages) if message["role"] == "assistant"}
-    learned = {max(answers)} if loss_on in ("last", COMBINED) and answers else answers
+    roles = ("assistant", "observation") if loss_on == "flagged" and tokenizer.family == "glm3" else ("assistant",)
+    learned = [i for i, message in enumerate(messages) if message["role"] in roles]
     if loss_on == "flagged":
-        shown = {i for i, message in enumerate(messages) if message["role"] == "observation"}
-        candidates = answers | shown if tokenizer.family == "glm3" else answers
-        learned = {i for i in candidates if messages[i].get("loss") is not False}
+        learned = [i for i in learned if messages[i].get("loss") is not False]
+    elif loss_on != "all":
+        learned = learned[-1:]
     if tokenizer.has_roles and template == "default":
         yes = COMBINED if loss_on == COMBINED else True
         return [[{**message, "loss": i in learned and yes} for i, message in enumerate(messages)]] if learned else []
-    return [messages[: i + 1] for i in sorted(learned & answers)]
+    return [messages[: i + 1] for i in learned if messages[i]["role"] == "assistant"]
 
 
 def make_row(tokenizer: Any, messages: Sequence[Message], template: str = "default") -> Row:
     """The row of one of `learned_conversations`, perhaps without its oldest turns. Raises ValueError."""
     if tokenizer.has_roles and template == "default":
-        combined = any(message["loss"] == COMBINED for message in messages)
+        combined = COMBINED in [message["loss"] for message in messages]
         return _combined(tokenizer, messages) if combined else _dialogue(tokenizer, messages)
     prompt = prompt_ids(tokenizer, messages[:-1], template)
     # ChatGLM-6B learns to open an answer with <sop>, and so does the reference project's ChatGLM3 with its role.

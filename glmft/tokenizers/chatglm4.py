@@ -43,7 +43,8 @@ class ChatGLM4Tokenizer(FamilyTokenizer):
     def __init__(self, vocab_file: str, **kwargs: Any):
         kwargs.setdefault("clean_up_tokenization_spaces", False)
         super().__init__(vocab_file, **kwargs)
-        self.end_id = self.special_ids["<|user|>"]  # a row ends as a turn does: with the next one's role
+        self.role_ids = {role: self.special_ids[f"<|{role}|>"] for role in ROLES}
+        self.end_id = self.role_ids["user"]  # a row ends as a turn does: with the next one's role
 
     def read_vocabulary(self) -> int:
         import tiktoken
@@ -130,9 +131,10 @@ class ChatGLM4Tokenizer(FamilyTokenizer):
         return [self._role_id(role), *self.encode_text(f"{metadata}\n"), *self.encode_text(message)]
 
     def _role_id(self, role: Any) -> int:
-        if role not in ROLES:
-            raise ValueError(f"role {role!r} is none of {', '.join(ROLES)}")
-        return self.special_ids[f"<|{role}|>"]
+        try:
+            return self.role_ids[role]
+        except (KeyError, TypeError):
+            raise ValueError(f"role {role!r} is none of {', '.join(ROLES)}") from None
 
     def chat_ids(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
         ids = list(self.prefix_ids)
@@ -165,13 +167,15 @@ class ChatGLM4Tokenizer(FamilyTokenizer):
         Raises:
             ValueError: a role or a tool that the template has no words for.
         """
-        role, ids = self._role_id(message["role"]), []
-        if "tools" in message:
-            tools = checked_tools(message["tools"])
-            if not message.get("null_properties"):
-                tools = [without_null_properties(tool) for tool in tools]
-            ids = [self.special_ids["<|system|>"], *self.encode_text(f"\n{tools_text(tools)}")]
-        return [*ids, role, *self.body_ids(message)] if message.get("content") else ids
+        role = self._role_id(message["role"])
+        about_tools = self._tools_ids(message) if "tools" in message else []
+        return [*about_tools, role, *self.body_ids(message)] if message.get("content") else about_tools
+
+    def _tools_ids(self, message: Message) -> list[int]:
+        tools = checked_tools(message["tools"])
+        if not message.get("null_properties"):
+            tools = [without_null_properties(tool) for tool in tools]
+        return [self.special_ids["<|system|>"], *self.encode_text(f"\n{tools_text(tools)}")]
 
     def with_tools(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> Sequence[Message]:
         if not tools:

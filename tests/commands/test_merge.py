@@ -52,7 +52,7 @@ def test_the_merged_model_is_complete_and_computes_what_the_adapter_does(adapter
     assert tokenizer("云川")["input_ids"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "native-glm", "native-glm4"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -64,9 +64,11 @@ def test_the_merged_model_is_complete_and_computes_what_the_adapter_does(adapter
     ],
     ids=str,
 )
-def test_every_kind_of_lora_merges_on_every_family(options, family, official_folders, tmp_path):
-    """Official folders: sharded .bin files of float16, which the merged model stays in."""
-    base = official_folders[family]
+def test_every_kind_of_lora_merges_on_every_family(options, family, all_folders, tmp_path):
+    """Folders of both layouts, sharded, in half precision, which the merged model stays in."""
+    base = all_folders[family]
+    if family.startswith("native"):
+        options = {name: "norm" if name == "modules_to_save" else value for name, value in options.items()}
     tuner = Lora(2, 4, 0.0, "all-linear", **options)
     model = tuner.apply(load_model(load_config(base), base, torch.float32)).eval()
     torch.manual_seed(1)

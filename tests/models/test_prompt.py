@@ -14,14 +14,14 @@ from glmft.tokenizers.loading import load_tokenizer
 P = 3
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=[*FAMILIES, "native-glm", "native-glm4"])
 def family(request):
     return request.param
 
 
 @pytest.fixture
-def folder(family, official_folders):
-    return official_folders[family]
+def folder(family, all_folders):
+    return all_folders[family]
 
 
 def make(folder, backend="sdpa", encoder="none"):
@@ -29,7 +29,7 @@ def make(folder, backend="sdpa", encoder="none"):
     config = model.config
     config.prompt_seq_len, config.prompt_encoder, config.prompt_hidden_size = P, encoder, 20
     torch.manual_seed(0)
-    model.transformer.add_prompt_encoder()
+    model.base_model.add_prompt_encoder()
     return model
 
 
@@ -43,7 +43,7 @@ def one_row(folder) -> torch.Tensor:
 def test_virtual_tokens_are_embeddings_in_front_of_the_text(backend, encoder, family, folder):
     model, ids = make(folder, backend, encoder), one_row(folder)
     plain = load_model(load_config(folder), folder, torch.float32, backend).eval()
-    embeds = torch.cat((model.transformer.prompt_encoder()[None], model.get_input_embeddings()(ids)), dim=1)
+    embeds = torch.cat((model.base_model.prompt_encoder()[None], model.get_input_embeddings()(ids)), dim=1)
     given = {}
     if family == "glm":  # the virtual tokens see one another only; the context is seen in both directions
         places, blocks = two_dimensional_positions(model.config, ids).unbind(1)
@@ -57,7 +57,7 @@ def test_virtual_tokens_are_embeddings_in_front_of_the_text(backend, encoder, fa
     expected = plain(inputs_embeds=embeds, **given).logits[:, P:]
     logits = model(ids).logits
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
-    parameters = list(model.transformer.prompt_encoder.parameters())
+    parameters = list(model.base_model.prompt_encoder.parameters())
     ours = torch.autograd.grad(logits.pow(2).sum(), parameters)
     theirs = torch.autograd.grad(expected.pow(2).sum(), parameters)
     for a, b in zip(ours, theirs, strict=True):
