@@ -15,13 +15,18 @@ from glmft.tuners.base import Tuner, cast_trainable, gather_named, load_checked,
 
 WEIGHTS = "adapter_model.safetensors"
 
-# Groups of linear modules by the last part of their names: in the official layouts, and in transformers' own. The name
-# of the official layouts' one projection stands for the three that it is there.
-QUERY_KEY_VALUE = ["query_key_value", "q_proj", "k_proj", "v_proj"]
-ATTENTION = [*QUERY_KEY_VALUE, "dense", "o_proj"]
-FEED_FORWARD = ["dense_h_to_4h", "dense_4h_to_h", "gate_up_proj", "down_proj"]
+# Linear modules by the last part of their names in the official layouts, and what they are in transformers' own.
+ALSO = {
+    "query_key_value": ["q_proj", "k_proj", "v_proj"],
+    "dense": ["o_proj"],
+    "dense_h_to_4h": ["gate_up_proj"],
+    "dense_4h_to_h": ["down_proj"],
+}
+BOTH = {name: [name, *others] for name, others in ALSO.items()}
+ATTENTION = [*BOTH["query_key_value"], *BOTH["dense"]]
+FEED_FORWARD = [*BOTH["dense_h_to_4h"], *BOTH["dense_4h_to_h"]]
 PRESETS = {"attention": ATTENTION, "mlp": FEED_FORWARD, "all-linear": ATTENTION + FEED_FORWARD}
-GROUPS = {**PRESETS, "query_key_value": QUERY_KEY_VALUE}
+GROUPS = PRESETS | BOTH
 NO_TARGETS = {"output_layer", "lm_head"}
 
 
@@ -51,7 +56,7 @@ class Lora(Tuner):
     name: ClassVar[str] = "lora"
 
     def target_modules(self, model: nn.Module) -> list[str]:
-        """The names given, groups as the names of theirs that the model has."""
+        """The names given; groups, and names of the other layout, as the names that the model has for them."""
         linear = {last(name) for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         found: list[str] = []
         for given in split_names(self.lora_module_name):

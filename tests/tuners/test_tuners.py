@@ -321,6 +321,17 @@ def test_presets_name_the_linear_modules_of_attention_and_mlp(tiny_config):
     ]
 
 
+def test_presets_and_names_of_the_official_layouts_hold_in_transformers_own(native_folders):
+    for folder in native_folders.values():
+        model = meta_model(load_config(folder))
+        assert Lora(1, 1, 0, "attention").target_modules(model) == ["q_proj", "k_proj", "v_proj", "o_proj"]
+        assert Lora(1, 1, 0, "mlp").target_modules(model) == ["gate_up_proj", "down_proj"]
+        assert Lora(1, 1, 0, "query_key_value,dense_4h_to_h").target_modules(model)[2:] == ["v_proj", "down_proj"]
+        assert Lora(1, 1, 0, "o_proj,k_proj").problems(model) == []
+        [problem] = Lora(1, 1, 0, "qkv").problems(model)
+        assert "valid names are down_proj, gate_up_proj, k_proj, o_proj, q_proj, v_proj, attention" in problem
+
+
 # ---------------------------------------------------------------------------------------------------- freezing
 
 
