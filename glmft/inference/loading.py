@@ -80,7 +80,7 @@ def load(
     Args:
         path: folder of a base model in the official layout, of a merged model, or of an adapter; None: the embedded
             tiny base.
-        mode: `glm2` or `glm3`, where the folder does not tell.
+        mode: the family (`glm`, `glm2`, `glm3`, `glm4`), where the folder does not tell.
         dtype: `auto` (bf16 where the accelerator has it, fp32 on a CPU), `fp32`, `bf16` or `fp16`.
         base_model_path: an adapter's base model, if it has moved.
         prefix: a P-Tuning v2 checkpoint to put onto the base model: a folder or file with

@@ -318,7 +318,7 @@ class RunSettings:
 
 @dataclass
 class TrainConfig(RunSettings, OptimizerSettings, TunerSettings, ValidationSettings, TrainDataSettings, ModelSettings):
-    """Fine-tune a ChatGLM model with DeepSpeed."""
+    """Fine-tune a ChatGLM or GLM-4 model with DeepSpeed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,7 +6,9 @@ from ranks import NATIVE, SLOW, metrics, train
 from glmft.family import FAMILIES
 
 
-@pytest.mark.parametrize("family", [*FAMILIES[:3], *(pytest.param(f, marks=SLOW) for f in ("glm4", *NATIVE))])
+@pytest.mark.parametrize(
+    "family", [f if f in ("glm", "glm2", "glm3") else pytest.param(f, marks=SLOW) for f in (*FAMILIES, *NATIVE)]
+)
 def test_a_whole_epoch_in_one_step_has_the_same_loss_packed_grouped_or_plain(family, all_folders, uneven, tmp_path):
     ways = {
         "plain": ["--per_device_train_batch_size", "5", "--group_by_length", "False"],
