@@ -22,4 +22,7 @@ def piece(tokenizer: Any, token: int) -> str:
     if token == tokenizer.eos_token_id:
         return tokenizer.eos_token
     plain = tokenizer.special_texts.get(token) or tokenizer.convert_ids_to_tokens(token) or f"<{token}>"
-    return plain.decode("utf-8", "backslashreplace") if isinstance(plain, bytes) else plain
+    if isinstance(plain, bytes):
+        return plain.decode("utf-8", "backslashreplace")
+    text = tokenizer.decode([token]) if tokenizer.is_fast else ""  # its pieces are bytes in a code of their own
+    return plain if not text or "\ufffd" in text else text

@@ -56,13 +56,18 @@ def load_config(folder: str | Path, mode: str | None = None) -> Any:
     folder = Path(folder)
     raw = read_json(folder / "config.json")
     kind = raw.get("model_type")
-    if kind != "chatglm" and kind not in NATIVE:
+    if kind != "chatglm" and not (isinstance(kind, str) and kind in NATIVE):
         raise ConfigError(f"{folder / 'config.json'}: " + unknown_model(kind))
     family = family_of_folder(folder, mode)
-    if kind in NATIVE:
-        config = NATIVE[kind][0].from_dict(raw)
-    else:
-        config = MODELS[family][0].from_dict({**raw, FAMILY_KEY: family})
+    try:
+        if kind in NATIVE:
+            config = NATIVE[kind][0].from_dict(raw)
+        else:
+            config = MODELS[family][0].from_dict({**raw, FAMILY_KEY: family})
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever a value of a wrong type makes transformers raise
+        raise ConfigError(f"{folder / 'config.json'}: {one_line(error)}") from None
     config.name_or_path = str(folder)
     return config
 
@@ -70,7 +75,7 @@ def load_config(folder: str | Path, mode: str | None = None) -> Any:
 def unknown_model(kind: Any) -> str:
     """Why a model type is refused; GLM's others by name."""
     known = f"chatglm, {', '.join(NATIVE)}"
-    if kind in OTHER_GLM:
+    if isinstance(kind, str) and kind in OTHER_GLM:
         return f"holds {OTHER_GLM[kind]} (model_type {kind}); glmft trains the dense text models ({known})"
     return f"model_type is {kind!r}, none of {known}"
 
@@ -82,9 +87,15 @@ def model_class(config: Any) -> Any:
 
 
 def meta_model(config: Any) -> nn.Module:
-    """The model without memory behind its tensors: names and shapes only."""
-    with torch.device("meta"):
-        return model_class(config)(config)
+    """The model without memory behind its tensors: names and shapes only. Raises ConfigError if there can be none."""
+    try:
+        with torch.device("meta"):
+            return model_class(config)(config)
+    except ConfigError:
+        raise
+    except Exception as error:  # sizes that no model can have
+        problem = f"describes no model that can be made ({type(error).__name__}: {one_line(error)})"
+        raise ConfigError(f"{config.name_or_path}/config.json: {problem}") from None
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -53,7 +53,8 @@ class ChatGLM4Tokenizer(FamilyTokenizer):
             with open(self.vocab_file, "rb") as file:
                 pairs = [line.split() for line in file]
             ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
-            if sorted(ranks.values()) != list(range(len(pairs))) or not pairs:
+            whole = sorted(ranks.values()) == list(range(len(pairs)))
+            if not whole or any(bytes([byte]) not in ranks for byte in range(256)):
                 raise ValueError
         except (ValueError, OSError):
             raise ConfigError(

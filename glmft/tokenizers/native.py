@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
-from glmft.errors import ConfigError
+from glmft.errors import ConfigError, one_line
 from glmft.tokenizers.base import Message
 from glmft.tokenizers.chatglm4_tools import checked_tools
 
@@ -48,7 +49,7 @@ class NativeTokenizer(PreTrainedTokenizerFast):
             tokenizer = super().from_pretrained(folder, *args, padding_side="left", **kwargs)
         except Exception as error:  # whatever a torn file makes the library raise
             raise ConfigError(
-                f"{folder / 'tokenizer.json'}: is no readable tokenizer ({error}); copy it again"
+                f"{folder / 'tokenizer.json'}: is no readable tokenizer ({one_line(error)}); copy it again"
             ) from None
         tokenizer.read_special_tokens(folder)
         return tokenizer
@@ -72,7 +73,17 @@ class NativeTokenizer(PreTrainedTokenizerFast):
         self.role_ids = {self.special_ids[f"<|{role}|>"]: role for role in ROLES}
         self.end_id = self.special_ids["<|user|>"]
         self.special_pattern = re.compile(f"({'|'.join(map(re.escape, self.special_ids))})")
-        self.prefix_ids = self._split_at_roles(self._rendered([{"role": "user", "content": "你好"}]))[0]
+        self.prefix_ids = self._prefix_of_template(folder)
+
+    def _prefix_of_template(self, folder: Path) -> list[int]:
+        """What the template starts every row with. Raises ConfigError for one that is not of GLM-4's kind."""
+        try:
+            parts = self._split_at_roles(self._rendered([{"role": "user", "content": "你好"}], True))
+        except ValueError as error:
+            raise ConfigError(f"{folder}: {error}; copy the official folder's chat template") from None
+        if [self.role_ids[part[0]] for part in parts[1:]] != ["user", "assistant"]:
+            raise ConfigError(f"{folder}: its chat template does not put <|user|> and <|assistant|> before messages")
+        return parts[0]
 
     @property
     def stop_ids(self) -> list[int]:
@@ -130,12 +141,15 @@ class NativeTokenizer(PreTrainedTokenizerFast):
         if not self._template_reads_tools_of_messages:
             messages = [message for message in messages if "content" in message]
         hidden = [self._disguised(_as_template_takes(message)) for message in messages]
-        text = self.apply_chat_template(
-            hidden,
-            tools=self._disguised(tools) or None,
-            add_generation_prompt=add_generation_prompt,
-            tokenize=False,
-        )
+        try:
+            text = self.apply_chat_template(
+                hidden,
+                tools=self._disguised(tools) or None,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+            )
+        except (TemplateError, TypeError, OverflowError) as error:
+            raise ValueError(f"the folder's chat template fails ({one_line(error)})") from None
         ids: list[int] = []
         for i, piece in enumerate(self.special_pattern.split(text)):
             ids += [self.special_ids[piece]] if i % 2 else self.encode_text(piece.replace(DISGUISE, ""))

@@ -227,3 +227,26 @@ def test_what_a_family_cannot_express_names_the_record(family, official_folders)
     record = Record(({"role": "system", "content": "s"}, *talk("甲", "一").messages), "data.json:7")
     with pytest.raises(DataError, match=r"data\.json:7: message 0 has role 'system'"):
         encoded([record], tokenizer, LONG)
+
+
+@pytest.mark.parametrize("family", ["glm4", "native-glm"])
+def test_combined_is_the_last_answer_without_its_first_token_and_all_that_follows(family, all_folders):
+    tokenizer = load_tokenizer(all_folders[family])
+    talked = talk("甲", "一", "乙", "二三", "丙")
+    [row], _ = encode(talked, tokenizer, loss_on="combined")
+    asked = tokenizer.message_parts(talked.messages)[-1][1]
+    assert learned(row) == [*answer_ids(tokenizer, "二三")[1:], *asked, tokenizer.end_id]
+    assert encode(talk("甲"), tokenizer, loss_on="combined")[1].nothing_learned == 1
+
+
+@pytest.mark.parametrize("family", ["glm4", "native-glm", "native-glm4"])
+def test_a_glm4_dialogue_learns_every_answer_and_the_role_that_follows_it(family, all_folders):
+    tokenizer = load_tokenizer(all_folders[family])
+    user, observation = (tokenizer.get_command(f"<|{role}|>") for role in ("user", "observation"))
+    call = {"role": "assistant", "metadata": "查", "content": "{}"}
+    messages = (*talk("甲", "一", "乙").messages, call, {"role": "observation", "content": "3", "loss": None})
+    [row], _ = encode(Record((*messages, {"role": "assistant", "content": "二"}), "here"), tokenizer)
+    called = tokenizer.body_ids(call)
+    first, last = (answer_ids(tokenizer, text) for text in "一二")
+    assert learned(row) == [*first, user, *called, observation, *last, user]
+    assert row.ids[-1] == tokenizer.end_id == user

@@ -223,3 +223,40 @@ def test_a_record_of_two_megabytes_is_read(tmp_path):
 def test_a_folder_in_the_place_of_a_file_is_one_line(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         read_records(tmp_path)
+
+
+TOOLS = [{"type": "function", "function": {"name": "查", "parameters": {}}}]
+
+
+def test_glm4s_messages_keep_their_metadata_and_tools(tmp_path):
+    talk = [
+        {"role": "system", "content": "", "tools": TOOLS},
+        {"role": "user", "content": "云？"},
+        {"role": "assistant", "metadata": "查", "content": "{}"},
+        {"role": "observation", "content": "3"},
+    ]
+    [record], _ = read_records(file(tmp_path, json.dumps({"messages": talk}, ensure_ascii=False)))
+    assert record.messages[0] == {"role": "system", "tools": TOOLS}
+    assert record.messages[2]["metadata"] == "查"
+    talk[0]["content"] = "你是助手"
+    [record], _ = read_records(file(tmp_path, json.dumps({"messages": talk, "tools": None}, ensure_ascii=False)))
+    assert record.messages[:2] == ({"role": "system", "tools": TOOLS}, {"role": "system", "content": "你是助手"})
+
+
+def test_a_tool_call_keeps_its_arguments(tmp_path):
+    call = {"function": {"name": "f", "arguments": '{"a": 1}'}}
+    talk = [{"role": "user", "content": "云？"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    [record], _ = read_records(file(tmp_path, json.dumps({"messages": talk})))
+    assert (record.messages[1]["metadata"], record.messages[1]["arguments"]) == ("f", {"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ({"role": "system", "content": "", "tools": None}, "'tools' of a message is no list"),
+        ({"role": "assistant", "content": "x", "metadata": None}, "'metadata' is null, not a string"),
+    ],
+)
+def test_what_glm4s_template_would_write_as_none_is_refused(message, told, tmp_path):
+    with pytest.raises(DataError, match=f"message 1: {told}"):
+        read_records(file(tmp_path, json.dumps({"messages": [message]})))

@@ -1,3 +1,4 @@
+import pytest
 from encoding import encoded
 
 from glmft.data.encode import Lengths
@@ -20,3 +21,10 @@ def test_every_token_with_its_piece_id_and_label(official_folders):
     assert [line.startswith("\033[32m") for line in colored[1:]] == [
         any(first <= i < end for first, end in example.spans) for i in range(len(example.ids))
     ]
+
+
+@pytest.mark.parametrize("family", ["glm4", "native-glm4"])
+def test_pieces_of_bytes_are_shown_as_text(family, all_folders):
+    tokenizer = load_tokenizer(all_folders[family])
+    [example], _ = encoded([single("云", "川")], tokenizer, Lengths(64, 32))
+    assert f"'川': {tokenizer.encode_text('川')[0]} -> " in token_table(example, tokenizer)

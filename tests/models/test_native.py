@@ -9,7 +9,7 @@ from transformers.cache_utils import DynamicCache
 
 import glmft
 from glmft.errors import ConfigError
-from glmft.models.loading import load_config, load_model
+from glmft.models.loading import load_config, load_model, meta_model
 from glmft.models.native import unsupported
 from glmft.tuners.prefix import Prefix
 from glmft.tuners.prompt import Prompt
@@ -113,6 +113,22 @@ def test_other_glm_models_are_refused_by_name(kind, name, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     with pytest.raises(ConfigError, match=f"config.json: holds {name}"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"hidden_size": "x"}, "Field 'hidden_size' expected int, got str"),
+        ({"num_attention_heads": 0}, "describes no model that can be made"),
+        ({"hidden_act": "nope"}, "describes no model that can be made"),
+    ],
+)
+def test_values_that_make_no_model_are_one_line(change, told, folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}), encoding="utf-8")
+    with pytest.raises(ConfigError, match=told) as error:
+        meta_model(load_config(tmp_path))
+    assert str(error.value).startswith(f"{tmp_path}/config.json: ")
 
 
 def test_another_mode_is_refused(folder):

@@ -132,3 +132,10 @@ def test_other_words_are_an_error_that_shows_the_form(words):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_shipped_file_is_valid(path):
     assert check(parse_arguments(TrainConfig, ["--config", str(path)], "train.py")) == []
+
+
+@pytest.mark.parametrize(("combine", "loss_on"), [("True", "combined"), ("false", "all")])
+def test_glm4s_demo_says_by_combine_what_is_learned(combine, loss_on, parse):
+    assert parse(f"combine: {combine}\nfreezeV: True\n").loss_on == loss_on
+    with pytest.raises(ConfigError, match="combine is 'some'; give True or False"):
+        parse("combine: some\n")

@@ -67,7 +67,7 @@ def test_it_survives_pickling_and_saving(glm4, tmp_path):
         assert again.encode_text(text) == glm4.encode_text(text)
 
 
-@pytest.mark.parametrize("content", [b"\x00\x01 no", b"IQ== 0\nIQ== x\n", b"IQ== 0\nIg== 7\n", b""])
+@pytest.mark.parametrize("content", [b"\x00\x01 no", b"IQ== 0\nIQ== x\n", b"IQ== 0\nIg== 7\n", b"IQ== 0\n", b""])
 def test_a_file_that_is_no_vocabulary_is_one_line(content, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(ConfigError, match=r"tokenizer\.model: is no vocabulary of tiktoken"):

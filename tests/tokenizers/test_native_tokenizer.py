@@ -70,6 +70,23 @@ def test_it_is_saved_as_it_was_and_survives_pickling(tokenizer, tmp_path):
         assert again.padding_side == "left"
 
 
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{% for x in", "chat template fails"),
+        ("{{ raise_exception('no') }}", r"chat template fails \(no\)"),
+        ("{{ ''.__class__.__mro__ }}", "chat template fails"),
+        ("hello", r"does not put <\|user\|> and <\|assistant\|> before messages"),
+    ],
+)
+def test_a_template_that_is_none_of_glm4_is_one_line(template, told, native_folders, tmp_path):
+    folder = shutil.copytree(native_folders["native-glm"], tmp_path / "a")
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    with pytest.raises(ConfigError, match=told) as error:
+        load_tokenizer(folder)
+    assert "\n" not in str(error.value)
+
+
 def test_what_a_folder_lacks_is_one_line(native_folders, tmp_path):
     folder = shutil.copytree(native_folders["native-glm"], tmp_path / "a")
     (folder / "chat_template.jinja").unlink(missing_ok=True)
