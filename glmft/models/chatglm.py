@@ -23,6 +23,7 @@ from glmft.models.configuration import ChatGLM6BConfig
 from glmft.models.decoder import Decoder
 from glmft.models.head import OutputLayer
 from glmft.models.positions import continued, two_dimensional_positions, visibility
+from glmft.models.quantised import QuantisedLinear, replace_linear_layers
 
 # The official code never passes the number of layers on: every ChatGLM-6B was trained with that of 28.
 RESIDUAL_SCALE = math.sqrt(2 * 28)
@@ -134,7 +135,8 @@ class ChatGLM6BPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = False  # positions are read off the ids, which are checked on the host
 
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
+        if not isinstance(module, QuantisedLinear):  # integers come from files alone
+            super()._init_weights(module)
         if isinstance(module, RotaryPositions):
             init.copy_(module.inv_freq, module.frequencies(module.inv_freq.device))
 
@@ -148,6 +150,7 @@ class ChatGLM6BModel(Decoder, ChatGLM6BPreTrainedModel):
         super().__init__(config)
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
+        replace_linear_layers(self.blocks, config.quantization_bit)
         self.final_layernorm = nn.LayerNorm(config.hidden_size, config.layernorm_epsilon)
         self.add_virtual_tokens()
         self.gradient_checkpointing = False

@@ -20,6 +20,7 @@ from glmft.models.causal_lm import CausalLM
 from glmft.models.configuration import ChatGLM2Config
 from glmft.models.decoder import Decoder
 from glmft.models.head import OutputLayer
+from glmft.models.quantised import QuantisedLinear, replace_linear_layers
 
 
 class RMSNorm(nn.Module):
@@ -166,7 +167,8 @@ class ChatGLM2PreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
 
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
+        if not isinstance(module, QuantisedLinear):  # integers come from files alone
+            super()._init_weights(module)
         if isinstance(module, RotaryPositions):
             init.copy_(module.inv_freq, module.frequencies(module.inv_freq.device))
 
@@ -179,6 +181,7 @@ class ChatGLM2Model(Decoder, ChatGLM2PreTrainedModel):
         self.embedding = Embedding(config)
         self.rotary_pos_emb = RotaryPositions(config)
         self.encoder = Encoder(config)
+        replace_linear_layers(self.blocks, config.quantization_bit)
         self.output_layer = OutputLayer(config.hidden_size, config.padded_vocab_size, bias=config.add_bias_linear)
         self.add_virtual_tokens()
         self.gradient_checkpointing = False

@@ -20,13 +20,15 @@ from glmft.errors import ConfigError
 from glmft.models.attention import eager_attention, mask_with_prefix, with_prefix
 from glmft.models.causal_lm import CausalLM
 from glmft.models.head import OutputLayer
+from glmft.models.nf4 import Quantisable
 from glmft.models.prefix import VirtualTokens
+from glmft.models.quantised import QuantisedLinear, replace_linear_layers
 
 PREFIXED = "prefixed_"
 BACKENDS = ("sdpa", "eager")  # that take virtual tokens
 
 
-class NativeConfig:
+class NativeConfig(Quantisable):
     """A part of a configuration: what the tuners ask of it, by the names of transformers' GLM configurations."""
 
     family: ClassVar[str] = "glm4"
@@ -117,9 +119,14 @@ class NativeCausalLM(CausalLM):
     decoder: ClassVar[type[PreTrainedModel]]
     resize_token_embeddings = PreTrainedModel.resize_token_embeddings
 
+    def _init_weights(self, module: nn.Module) -> None:
+        if not isinstance(module, QuantisedLinear):  # integers come from files alone
+            super()._init_weights(module)
+
     def __init__(self, config: Any):
         PreTrainedModel.__init__(self, config)
         self.model = self.decoder(config)
+        replace_linear_layers(self.model.layers, config.quantization_bit)
         self.vocab_size = config.vocab_size
         self.lm_head = OutputLayer(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
