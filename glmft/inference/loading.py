@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from glmft.errors import ConfigError
-from glmft.family import ADAPTER_JSON, FAMILIES, PEFT_JSON
+from glmft.family import ADAPTER_JSON, FAMILIES, PEFT_JSON, QUANTISATIONS
 from glmft.files import read_json
-from glmft.settings.config import QUANTISATIONS
 from glmft.settings.defaults import EMBEDDED, shipped
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from glmft.family import FAMILIES
+from glmft.family import FAMILIES, QUANTISATIONS
 
 # The ways to train, and the class of each: to add one, write its file and a line here.
 TUNERS = {
@@ -20,7 +20,6 @@ TUNERS = {
     "prompt": "glmft.tuners.prompt.Prompt",
     "lora": "glmft.tuners.lora.Lora",
 }
-QUANTISATIONS = ("8", "4", "nf4")
 DATA_FORMATS = ("auto", "triples", "pairs", "conversations", "messages")
 TRAIN_TYPE_ALIASES = {"all": "full"}
 WATCHED = ("eval_loss", "rouge-1", "rouge-2", "rouge-l", "bleu-4", "f1")

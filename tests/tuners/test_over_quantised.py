@@ -31,9 +31,9 @@ TUNERS = {
 }
 
 
-@pytest.fixture(params=["glm", "glm2"])
-def folder(request, official_folders):
-    return official_folders[request.param]
+@pytest.fixture(params=["glm", "glm2", "native-glm4"])
+def folder(request, all_folders):
+    return all_folders[request.param]
 
 
 @pytest.fixture
