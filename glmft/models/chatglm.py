@@ -23,7 +23,7 @@ from glmft.models.configuration import ChatGLM6BConfig
 from glmft.models.decoder import Decoder
 from glmft.models.head import OutputLayer
 from glmft.models.positions import continued, two_dimensional_positions, visibility
-from glmft.models.quantised import QuantisedLinear, replace_linear_layers
+from glmft.models.quantised import KeepsIntegers, replace_linear_layers
 
 # The official code never passes the number of layers on: every ChatGLM-6B was trained with that of 28.
 RESIDUAL_SCALE = math.sqrt(2 * 28)
@@ -122,7 +122,7 @@ class Block(GradientCheckpointingLayer):
         return RESIDUAL_SCALE * normed + self.mlp(normed)
 
 
-class ChatGLM6BPreTrainedModel(PreTrainedModel):
+class ChatGLM6BPreTrainedModel(KeepsIntegers, PreTrainedModel):
     config_class = ChatGLM6BConfig
     config: ChatGLM6BConfig
     base_model_prefix = "transformer"
@@ -135,8 +135,7 @@ class ChatGLM6BPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = False  # positions are read off the ids, which are checked on the host
 
     def _init_weights(self, module: nn.Module) -> None:
-        if not isinstance(module, QuantisedLinear):  # integers come from files alone
-            super()._init_weights(module)
+        super()._init_weights(module)
         if isinstance(module, RotaryPositions):
             init.copy_(module.inv_freq, module.frequencies(module.inv_freq.device))
 

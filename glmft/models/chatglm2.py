@@ -20,7 +20,7 @@ from glmft.models.causal_lm import CausalLM
 from glmft.models.configuration import ChatGLM2Config
 from glmft.models.decoder import Decoder
 from glmft.models.head import OutputLayer
-from glmft.models.quantised import QuantisedLinear, replace_linear_layers
+from glmft.models.quantised import KeepsIntegers, replace_linear_layers
 
 
 class RMSNorm(nn.Module):
@@ -153,7 +153,7 @@ class Encoder(nn.Module):
         self.final_layernorm = RMSNorm(config.hidden_size, config.layernorm_epsilon)
 
 
-class ChatGLM2PreTrainedModel(PreTrainedModel):
+class ChatGLM2PreTrainedModel(KeepsIntegers, PreTrainedModel):
     config_class = ChatGLM2Config
     config: ChatGLM2Config
     base_model_prefix = "transformer"
@@ -167,8 +167,7 @@ class ChatGLM2PreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
 
     def _init_weights(self, module: nn.Module) -> None:
-        if not isinstance(module, QuantisedLinear):  # integers come from files alone
-            super()._init_weights(module)
+        super()._init_weights(module)
         if isinstance(module, RotaryPositions):
             init.copy_(module.inv_freq, module.frequencies(module.inv_freq.device))
 

@@ -22,7 +22,7 @@ from glmft.models.causal_lm import CausalLM
 from glmft.models.head import OutputLayer
 from glmft.models.nf4 import Quantisable
 from glmft.models.prefix import VirtualTokens
-from glmft.models.quantised import QuantisedLinear, replace_linear_layers
+from glmft.models.quantised import KeepsIntegers, replace_linear_layers
 
 PREFIXED = "prefixed_"
 BACKENDS = ("sdpa", "eager")  # that take virtual tokens
@@ -51,7 +51,7 @@ class NativeConfig(Quantisable):
         return self.hidden_size
 
 
-class NativeDecoder(VirtualTokens):
+class NativeDecoder(KeepsIntegers, VirtualTokens):
     """A part of one of transformers' GLM models."""
 
     config: Any
@@ -113,15 +113,11 @@ class NativeDecoder(VirtualTokens):
         return torch.stack([torch.cat((layer.keys, layer.values)) for layer in cache.layers])
 
 
-class NativeCausalLM(CausalLM):
+class NativeCausalLM(KeepsIntegers, CausalLM):
     """A part of one of transformers' GLM models with a language-model head."""
 
     decoder: ClassVar[type[PreTrainedModel]]
     resize_token_embeddings = PreTrainedModel.resize_token_embeddings
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if not isinstance(module, QuantisedLinear):  # integers come from files alone
-            super()._init_weights(module)
 
     def __init__(self, config: Any):
         PreTrainedModel.__init__(self, config)

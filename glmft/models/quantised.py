@@ -125,6 +125,14 @@ class QuantisedLinear(nn.Linear):
         return f"{super().extra_repr()}, bits={self.bits}"
 
 
+class KeepsIntegers:
+    """A part of a `PreTrainedModel`: integers come from files alone and get no initial values."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if not isinstance(module, QuantisedLinear):
+            super()._init_weights(module)
+
+
 def replace_linear_layers(layers: nn.Module, bits: int | None) -> None:
     """Put a `QuantisedLinear` in the place of every linear layer in there, without values yet; no bits: leave them."""
     for module in list(layers.modules()) if bits else []:

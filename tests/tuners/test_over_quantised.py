@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from encoding import encoded
 from peft import PeftModel
 
 from glmft.data.collate import collate
-from glmft.data.encode import Lengths, encode_records
+from glmft.data.encode import Lengths
 from glmft.data.formats import single
 from glmft.models import nf4
 from glmft.models.loading import load_config, load_model, meta_model
@@ -40,7 +41,7 @@ def folder(request, all_folders):
 def rows(folder):
     tokenizer = load_tokenizer(folder)
     records = [single("云川岭溪泉", "峰湖岛林"), single("云川", "松柏")]
-    batch = collate(encode_records(records, tokenizer, Lengths(64, 32))[0], tokenizer)
+    batch = collate(encoded(records, tokenizer, Lengths(64, 32))[0], tokenizer)
     return {name: tensor for name, tensor in batch.items() if name != "loss_positions"}
 
 
@@ -171,7 +172,8 @@ def test_what_reads_no_weights_needs_no_floats(name):
 
 
 @pytest.mark.parametrize("module", ["dense", "mlp", "layers.1"])
-def test_whole_modules_of_integers_cannot_be_trained_beside_lora(module, folder):
+def test_whole_modules_of_integers_cannot_be_trained_beside_lora(module, official_folders):
+    folder = official_folders["glm2"]
     model = meta_model(load_config(folder, quantization_bit="4"))
     assert len(list(quantised_layers(model))) == 12
     [problem] = Lora(3, 6, 0.0, "query_key_value", modules_to_save=module).problems(model)
