@@ -38,6 +38,7 @@ setup(
     ],
     extras_require={
         "dev": ["pytest>=8", "ruff>=0.9", "nbclient>=0.10", "ipykernel>=6"],
+        "quant": ["bitsandbytes>=0.50"],
         "web": ["gradio>=5"],
     },
     entry_points={"console_scripts": ["glmft=glmft.cli:run_command"]},

@@ -262,7 +262,12 @@ def random_state(model: nn.Module, seed: int = 0, dtype: torch.dtype = torch.flo
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         is_norm = "layernorm" in name and name.endswith("weight")
+        if tensor.dtype == torch.int8:
+            state[name] = torch.randint(-127, 128, tensor.shape, dtype=torch.int8, generator=generator)
+            continue
         values = 0.1 * torch.randn(tensor.shape, generator=generator)
+        if name.endswith("weight_scale"):
+            values = values.abs() / 2 ** (model.config.quantization_bit - 1)
         state[name] = (values + 1 if is_norm else values).to(dtype)
     if "lm_head.weight" in state:
         state["lm_head.weight"] = state["transformer.word_embeddings.weight"]
@@ -302,6 +307,7 @@ def main() -> None:
     parser.add_argument("--tokenizer_model", type=Path, help="a vocabulary file; none: a small one is made")
     parser.add_argument("--full_size", action="store_true", help="the size of the official model")
     parser.add_argument("--num_layers", type=int)
+    parser.add_argument("--quantization_bit", type=int, choices=(4, 8), help="as the official INT4 and INT8 folders")
     parser.add_argument("--max_shard_size", default="2GB")
     parser.add_argument("--safetensors", action="store_true", help="in place of .bin files")
     args = parser.parse_args()
@@ -317,6 +323,8 @@ def main() -> None:
     shape = {} if args.full_size else dict(SMALL[args.family])
     if args.num_layers:
         shape["num_layers"] = args.num_layers
+    if args.quantization_bit:
+        shape["quantization_bit"] = args.quantization_bit
     folder = make_checkpoint(args.output_dir, args.family, vocabulary, shape, args.max_shard_size, args.safetensors)
     print(f"{args.family} checkpoint in {folder}")
 

@@ -14,6 +14,7 @@ from glmft.dist import alike_on_all_ranks, end_process, env_rank, is_main, parti
 from glmft.errors import GlmftError
 from glmft.settings.config import InspectConfig, MergeConfig, PredictConfig, TrainConfig
 from glmft.settings.flags import parse_arguments
+from glmft.settings.tools import QuantizeConfig
 from glmft.settings.yaml_file import demo_arguments
 
 
@@ -67,10 +68,21 @@ def merge(argv: Sequence[str], program: str) -> int:
     return 0
 
 
+def quantize(argv: Sequence[str], program: str) -> int:
+    """write a base in 8 or 4 bits"""
+    first = [] if not argv or argv[0].startswith("-") else ["--model_name_or_path", argv[0]]
+    config = parse_arguments(QuantizeConfig, [*first, *argv[bool(first) :]], program)
+    from glmft.commands.quantize import quantize as run
+
+    print(run(config))
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
     "train": train,
     "predict": predict,
     "merge": merge,
+    "quantize": quantize,
     "inspect": inspect,
 }
 

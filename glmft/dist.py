@@ -198,6 +198,16 @@ def alike_on_all_ranks() -> Iterator[None]:
         raise type(error)(error.problems, of_all_ranks=True) from None
 
 
+def to_all(world: World, tensor: Any) -> Any:
+    """Rank 0's values of a tensor on the host, of one shape and dtype everywhere, in every rank's. Collective."""
+    import torch.distributed as dist
+
+    if world.size > 1:
+        tensor = tensor.contiguous()
+        dist.broadcast(tensor, 0, group=world.host_group)
+    return tensor
+
+
 @contextlib.contextmanager
 def same_fate() -> Iterator[None]:
     """All ranks leave this block together: if one of them met a `GlmftError`, every rank raises all their problems."""

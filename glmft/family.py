@@ -12,6 +12,7 @@ from glmft.errors import ConfigError
 from glmft.files import read_json_if_there
 
 FAMILIES = {"glm": "ChatGLM-6B", "glm2": "ChatGLM2-6B", "glm3": "ChatGLM3-6B", "glm4": "GLM-4-9B"}
+QUANTISATIONS = ("8", "4", "nf4")  # ways to hold the weights of the layers
 FAMILY_KEY = "glmft_family"
 ADAPTER_JSON, PEFT_JSON = "glmft_adapter.json", "adapter_config.json"  # what an adapter's folder holds
 _NAMES = {"chatglm3": "glm3", "chatglm2": "glm2", "codegeex2": "glm2", "chatglm-6b": "glm", "glm-4": "glm4"}

@@ -60,12 +60,17 @@ class StoredTensors(Mapping[str, Tensor]):
     def __init__(self, files: Iterable[Path]):
         self.files: dict[str, Path] = {}
         self.shapes: dict[str, list[int]] = {}
+        self.int8: set[str] = set()
         for file in files:
             stored = open_weights(file)
             for name in stored.keys():  # noqa: SIM118  safetensors' handle cannot be iterated
                 self.files[name] = file
-                shape = stored[name].shape if isinstance(stored, dict) else stored.get_slice(name).get_shape()
+                if isinstance(stored, dict):
+                    shape, is_int8 = stored[name].shape, stored[name].dtype == torch.int8
+                else:
+                    shape, is_int8 = stored.get_slice(name).get_shape(), stored.get_slice(name).get_dtype() == "I8"
                 self.shapes[name] = list(shape)
+                self.int8 |= {name} if is_int8 else set()
 
     def __getitem__(self, name: str) -> Tensor:
         return tensor_of(open_weights(self.files[name]), name)

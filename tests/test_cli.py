@@ -17,7 +17,9 @@ def test_the_version(capsys):
 
 def test_an_unknown_command_is_one_line(capsys):
     assert main(["tarin"]) == 2
-    assert capsys.readouterr().err == "error: tarin: no such command; there are train, predict, merge, inspect\n"
+    assert (
+        capsys.readouterr().err == "error: tarin: no such command; there are train, predict, merge, quantize, inspect\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 from glmft.commands.quiet import quiet
 from glmft.errors import CheckpointError, ConfigError
 from glmft.files import new_folder
-from glmft.inference.loading import locate
+from glmft.inference.loading import locate, warn_of_quantisation
 from glmft.settings.config import MergeConfig
 
 
@@ -33,6 +33,12 @@ def merge(config: MergeConfig) -> Path:
     from glmft.tuners.lora import load_lora
 
     base_config = load_config(place.base, config.mode)
+    if base_config.quantisation:
+        raise ConfigError(
+            f"{place.base}: is quantised ({base_config.quantisation}), so that what is merged would be rounded away; "
+            "name the full-precision base with --ori_model_dir"
+        )
+    warn_of_quantisation(place, base_config)
     model = load_model(base_config, place.base, stored_dtype(place.base))
     model = load_lora(model, place.adapter)
     with torch.no_grad():

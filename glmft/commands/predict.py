@@ -38,6 +38,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
         device=config.device,
         base_model_path=config.base_model_path,
         prefix=config.ptuning_checkpoint,
+        quantization_bit=config.quantization_bit,
         attn_implementation=config.attn_implementation,
     )
     from tqdm import tqdm

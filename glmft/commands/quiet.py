@@ -7,10 +7,10 @@ from glmft.dist import name_accelerator
 
 
 def quiet() -> None:
-    """Errors of transformers, DeepSpeed and peft are still shown."""
+    """Errors of the libraries are still shown."""
     name_accelerator()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    for name in ("transformers", "DeepSpeed", "peft"):
+    for name in ("transformers", "DeepSpeed", "peft", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
 

@@ -90,7 +90,7 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
     """
     from glmft.data.sampler import Plan, padding_share
     from glmft.data.show import token_table
-    from glmft.models.loading import fingerprint, load_config, meta_model, weight_files
+    from glmft.models.loading import load_config, record_of, weight_files
     from glmft.models.native import NativeConfig, unsupported
     from glmft.tokenizers.loading import load_tokenizer
     from glmft.training.evaluation import has_triples
@@ -105,16 +105,16 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
             f"--model_name_or_path {place.adapter}: is an adapter; train on its base {place.base}, "
             "go on with --resume, or merge it first"
         )
-    model_config = load_config(place.base, config.mode)
+    model_config = load_config(place.base, config.mode, config.quantization_bit)
     weight_files(place.base)
     tuner = make_tuner(config)
-    problems = tuner.problems(meta_model(model_config))
+    dtype = next(name for name, torch_name in DTYPES.items() if str(world.dtype).endswith(torch_name))
+    resolved = resolve(find_ds_file(config.ds_file), config, world.size, dtype, model_config.hidden_size)
+    problems = base_problems(tuner, model_config, resolved.config["zero_optimization"].get("stage", 0))
     if isinstance(model_config, NativeConfig):
         problems += unsupported(config.train_type, config.attn_implementation, config.use_reentrant)
     if problems:
         raise ConfigError(problems)
-    dtype = next(name for name, torch_name in DTYPES.items() if str(world.dtype).endswith(torch_name))
-    resolved = resolve(find_ds_file(config.ds_file), config, world.size, dtype, model_config.hidden_size)
     tokenizer = load_tokenizer(place.base, model_config.family)
     rows, validation = training_rows(config, tokenizer)
     plan = Plan(
@@ -125,12 +125,7 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
         config.seed,
         rows.lengths if config.group_by_length else None,
     )
-    base = {
-        "family": model_config.family,
-        "base_model_name_or_path": str(place.base.resolve()),
-        "base_fingerprint": fingerprint(place.base),
-    }
-    folder = Path(config.output_dir)
+    base, folder = record_of(model_config, place.base), Path(config.output_dir)
     job = Job(config, resolved.config, world, tuner, base, tokenizer, plan, folder, rows, validation)
     messages = list(resolved.messages)
     if config.predict_with_generate and not validation:
@@ -143,6 +138,20 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
     if config.show_first_record:
         messages.append(token_table(rows.examples[0], tokenizer))
     return Prepared(job, model_config, messages)
+
+
+def base_problems(tuner: Any, model_config: Any, zero_stage: int) -> list[str]:
+    """Why the base cannot be trained in this way: as it is quantised, or as the settings do not fit its shape."""
+    from glmft.models.loading import meta_model
+
+    if model_config.quantisation and tuner.needs_floats:
+        return [tuner.needs_floats]
+    if model_config.uses_bitsandbytes and zero_stage == 3:
+        return [
+            "--ds_file: ZeRO-3 cannot partition the weights of bitsandbytes; take --quantization_bit 4 or 8, or a file "
+            "of stage 0 to 2"
+        ]
+    return tuner.problems(meta_model(model_config))
 
 
 def write_settings(job: Any) -> None:
@@ -173,6 +182,8 @@ def prepare_model(job: Any, model_config: Any) -> tuple[Any, list[str]]:
         )
     else:
         model = load_model(model_config, base, world.dtype, config.attn_implementation)
+    if job.zero_stage == 3 and model_config.quantisation:
+        messages.append("ZeRO-3: the quantised weights are no parameters; every rank has all of them")
     seed_everything(config.seed)  # equal initial values on all ranks
     model = job.tuner.apply(model)
     cast_trainable(model, trained_in)
@@ -196,8 +207,9 @@ def seed_everything(seed: int) -> None:
 
 def parameter_table(model: Any) -> str:
     """What trains, by kind of parameter, and the totals. Raises ConfigError if nothing trains."""
-    parameters = list(model.named_parameters())
-    trained = [(name, p) for name, p in parameters if p.requires_grad]
+    from glmft.models.quantised import numbers_in
+
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trained:
         raise ConfigError("nothing would be trained: no parameter is trainable with these settings")
     kinds: dict[str, list[Any]] = {}
@@ -208,7 +220,7 @@ def parameter_table(model: Any) -> str:
     rows = [
         f"  {kind}: {len(ps)} x {shapes[kind]} {str(ps[0].dtype).removeprefix('torch.')}" for kind, ps in kinds.items()
     ]
-    count, total = (sum(dist.whole_shape(p).numel() for _, p in some) for some in (trained, parameters))
+    count, total = sum(dist.whole_shape(p).numel() for _, p in trained), numbers_in(model)
     size = sum(dist.whole_shape(p).numel() * p.element_size() for _, p in trained)
     summary = f"trainable parameters: {count:,} of {total:,} ({100 * count / total:.4f}%), {size:,} bytes to save"
     return "\n".join(["what trains:", *rows, summary])

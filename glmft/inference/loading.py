@@ -6,18 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from glmft.errors import ConfigError
-from glmft.family import ADAPTER_JSON, FAMILIES, PEFT_JSON
+from glmft.family import ADAPTER_JSON, FAMILIES, PEFT_JSON, QUANTISATIONS
 from glmft.files import read_json
 from glmft.settings.defaults import EMBEDDED, shipped
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model lies: its base folder and, if the path named an adapter, the adapter's folder and tuner."""
+    """Where a model lies: its base folder and, if the path named an adapter, the adapter's folder and tuner.
+
+    Args:
+        quantisation: how the base was held when the adapter was trained, as `config.quantisation` says it.
+    """
 
     base: Path
     adapter: Path | None = None
     train_type: str | None = None
+    quantisation: str | None = None
 
 
 def locate(path: str | Path | None, base_model_path: str | Path | None = None) -> Place:
@@ -43,7 +48,7 @@ def locate(path: str | Path | None, base_model_path: str | Path | None = None) -
         raise ConfigError(f"{folder}: holds neither a model (config.json) nor an adapter ({ADAPTER_JSON}, {PEFT_JSON})")
     base = _find_base(folder, described, base_model_path)
     _check_fingerprint(folder, described, base)
-    return Place(base, folder, described.get("train_type"))
+    return Place(base, folder, described.get("train_type"), described.get("base_quantization"))
 
 
 def _find_base(folder: Path, described: dict[str, Any], given: str | Path | None) -> Path:
@@ -58,11 +63,38 @@ def _find_base(folder: Path, described: dict[str, Any], given: str | Path | None
 
 
 def _check_fingerprint(folder: Path, described: dict[str, Any], base: Path) -> None:
-    from glmft.models.loading import fingerprint
+    from glmft.models.loading import fingerprint, is_quantised
 
     recorded = described.get("base_fingerprint")
-    if recorded and fingerprint(base) != recorded:
+    if not recorded or fingerprint(base) == recorded:
+        return
+    # The weights of its layers are other numbers in another quantisation; the embedding is in floats in all of them.
+    other = described.get("base_quantization") or is_quantised(base)
+    if not other or fingerprint(base, embedding_only=True) != described.get("base_embedding"):
         raise ConfigError(f"{folder}: was trained on another base than {base}; give the right one by --base_model_path")
+
+
+def warn_of_quantisation(place: Place, config: Any, flag: str = "") -> None:
+    """Say so where an adapter meets its base in another quantisation than the one that it was trained over.
+
+    Args:
+        config: the base's, as it will be held.
+        flag: what would hold it as it was, if followed by its name.
+    """
+    if place.adapter is None or not (place.adapter / ADAPTER_JSON).is_file():
+        return  # what peft wrote does not tell
+    was, now = place.quantisation, config.quantisation
+    if was != now:
+        mend = f"; {flag} {was} gives the same" if flag and was in QUANTISATIONS and now is None else ""
+        logging.getLogger("glmft").warning(
+            f"warning: {place.adapter}: was trained over {in_words(was)} and is put onto {in_words(now)}: answers may "
+            f"differ{mend}"
+        )
+
+
+def in_words(quantisation: str | None) -> str:
+    bits = {"4": "a base in 4 bits", "8": "a base in 8 bits", None: "a full-precision base"}
+    return bits.get(quantisation, f"a base in {quantisation}")
 
 
 def load(
@@ -73,6 +105,7 @@ def load(
     device: str = "auto",
     base_model_path: str | Path | None = None,
     prefix: str | Path | None = None,
+    quantization_bit: str | int | None = None,
     attn_implementation: str = "sdpa",
 ) -> tuple[Any, Any]:
     """Model, in eval mode on its device, and tokenizer.
@@ -85,6 +118,7 @@ def load(
         base_model_path: an adapter's base model, if it has moved.
         prefix: a P-Tuning v2 checkpoint to put onto the base model: a folder or file with
             `transformer.prefix_encoder.*`, safetensors or the official `pytorch_model.bin`.
+        quantization_bit: 8, 4 or `nf4`: how the weights of the layers are held; None: as the folder has them.
 
     Raises:
         ConfigError, CheckpointError: with one line for what is wrong and how to mend it.
@@ -100,12 +134,15 @@ def load(
 
     if mode is not None and mode not in FAMILIES:
         raise ConfigError(f"mode {mode!r}: is none of {', '.join(FAMILIES)}")
+    if quantization_bit is not None and str(quantization_bit) not in QUANTISATIONS:
+        raise ConfigError(f"quantization_bit {quantization_bit!r}: is none of {', '.join(QUANTISATIONS)}")
     chosen = choose_device(device)
     number_format = choose_dtype(dtype, chosen)
     place = locate(path, base_model_path)
-    config = load_config(place.base, mode)
+    config = load_config(place.base, mode, None if quantization_bit is None else str(quantization_bit))
     if config.rope_line:
         logging.getLogger("glmft").warning(config.rope_line)
+    warn_of_quantisation(place, config, "--quantization_bit")
     tokenizer = load_tokenizer(place.base, config.family)
     model = load_model(config, place.base, number_format, attn_implementation)
     if place.adapter:

@@ -23,6 +23,7 @@ from glmft.models.configuration import ChatGLM6BConfig
 from glmft.models.decoder import Decoder
 from glmft.models.head import OutputLayer
 from glmft.models.positions import continued, two_dimensional_positions, visibility
+from glmft.models.quantised import KeepsIntegers, replace_linear_layers
 
 # The official code never passes the number of layers on: every ChatGLM-6B was trained with that of 28.
 RESIDUAL_SCALE = math.sqrt(2 * 28)
@@ -121,7 +122,7 @@ class Block(GradientCheckpointingLayer):
         return RESIDUAL_SCALE * normed + self.mlp(normed)
 
 
-class ChatGLM6BPreTrainedModel(PreTrainedModel):
+class ChatGLM6BPreTrainedModel(KeepsIntegers, PreTrainedModel):
     config_class = ChatGLM6BConfig
     config: ChatGLM6BConfig
     base_model_prefix = "transformer"
@@ -148,6 +149,7 @@ class ChatGLM6BModel(Decoder, ChatGLM6BPreTrainedModel):
         super().__init__(config)
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
+        replace_linear_layers(self.blocks, config.quantization_bit)
         self.final_layernorm = nn.LayerNorm(config.hidden_size, config.layernorm_epsilon)
         self.add_virtual_tokens()
         self.gradient_checkpointing = False

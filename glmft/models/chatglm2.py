@@ -20,6 +20,7 @@ from glmft.models.causal_lm import CausalLM
 from glmft.models.configuration import ChatGLM2Config
 from glmft.models.decoder import Decoder
 from glmft.models.head import OutputLayer
+from glmft.models.quantised import KeepsIntegers, replace_linear_layers
 
 
 class RMSNorm(nn.Module):
@@ -152,7 +153,7 @@ class Encoder(nn.Module):
         self.final_layernorm = RMSNorm(config.hidden_size, config.layernorm_epsilon)
 
 
-class ChatGLM2PreTrainedModel(PreTrainedModel):
+class ChatGLM2PreTrainedModel(KeepsIntegers, PreTrainedModel):
     config_class = ChatGLM2Config
     config: ChatGLM2Config
     base_model_prefix = "transformer"
@@ -179,6 +180,7 @@ class ChatGLM2Model(Decoder, ChatGLM2PreTrainedModel):
         self.embedding = Embedding(config)
         self.rotary_pos_emb = RotaryPositions(config)
         self.encoder = Encoder(config)
+        replace_linear_layers(self.blocks, config.quantization_bit)
         self.output_layer = OutputLayer(config.hidden_size, config.padded_vocab_size, bias=config.add_bias_linear)
         self.add_virtual_tokens()
         self.gradient_checkpointing = False

@@ -12,15 +12,18 @@ from transformers import GenerationConfig, PreTrainedConfig
 
 from glmft.errors import ConfigError
 from glmft.family import FAMILY_KEY, family_of_config
+from glmft.models.nf4 import Quantisable
+from glmft.models.quantised import BITS
 
 
-class ChatGLMConfig(PreTrainedConfig):
+class ChatGLMConfig(Quantisable, PreTrainedConfig):
     """What the families have in common: the model type, and the settings of virtual tokens.
 
     Args:
         pre_seq_len, prefix_projection, prefix_hidden_size: P-Tuning v2, see `glmft.models.prefix`. The first two are
             official keys; the width inside the projection is the model's own unless it is given.
         prompt_seq_len, prompt_encoder, prompt_hidden_size: prompts at the embedding, see `glmft.models.prompt`.
+        quantization_bit: 4 or 8 if the layers' weights are integers, see `glmft.models.quantised`. An official key.
     """
 
     model_type = "chatglm"
@@ -32,6 +35,7 @@ class ChatGLMConfig(PreTrainedConfig):
     prompt_seq_len: int | None = None
     prompt_encoder: str = "none"
     prompt_hidden_size: int | None = None
+    quantization_bit: int | None = None
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "ChatGLMConfig":
@@ -45,6 +49,16 @@ class ChatGLMConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         # The class of the official code: others (vLLM, official scripts) go by it, and never find ours.
         self._recorded["architectures"] = self.architectures or ["ChatGLMModel"]
+        problems = []
+        if self.quantization_bit not in (None, 0, *BITS):
+            problems.append(f"config.json: quantization_bit {self.quantization_bit!r} is neither 4 nor 8")
+        if getattr(self, "quantization_embeddings", False):
+            problems.append(
+                "config.json: quantization_embeddings true is not supported; take a folder whose embedding is in "
+                "floats (THUDM/chatglm-6b-int4, not -qe), or quantise the full-precision one with glmft quantize"
+            )
+        if problems:
+            raise ConfigError(problems)
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """As official files are: every key that was loaded, defaults too, and `torch_dtype`, which their code reads."""
@@ -53,7 +67,7 @@ class ChatGLMConfig(PreTrainedConfig):
         output.update(output.pop("_recorded", {}))
         if output.get("dtype") is not None:
             output["torch_dtype"] = output["dtype"]
-        for name in ("rope_ratio_scales", "prefix_hidden_size", "prompt_seq_len", "prompt_hidden_size"):
+        for name in _LEFT_OUT_IF_NONE:
             if output.get(name) is None:
                 output.pop(name, None)
         if self.prompt_seq_len is None:
@@ -65,6 +79,13 @@ def _generation_keys() -> tuple[str, ...]:
     return tuple(GenerationConfig._get_default_generation_params())
 
 
+_LEFT_OUT_IF_NONE = (
+    "rope_ratio_scales",
+    "prefix_hidden_size",
+    "prompt_seq_len",
+    "prompt_hidden_size",
+    "quantization_bit",
+)
 _TRANSFORMERS_OWN = {
     "chunk_size_feed_forward",
     "id2label",

@@ -17,7 +17,9 @@ from glmft.models.chatglm import ChatGLM6BForConditionalGeneration
 from glmft.models.chatglm2 import ChatGLM2ForConditionalGeneration
 from glmft.models.configuration import ChatGLM2Config, ChatGLM6BConfig
 from glmft.models.native import Glm4Config, Glm4ForCausalLM, GlmConfig, GlmForCausalLM
-from glmft.weights import open_weights, tensor_of
+from glmft.models.nf4 import NF4, check_usable, for_transformers, keep_trainable
+from glmft.models.streaming import EMBEDDINGS, empty_model, fill, require_fit, without_prefix
+from glmft.weights import StoredTensors, open_weights, tensor_of
 
 MODELS = {
     "glm": (ChatGLM6BConfig, ChatGLM6BForConditionalGeneration),
@@ -27,11 +29,6 @@ MODELS = {
 }
 # By the model type, in transformers' own layout.
 NATIVE = {"glm": (GlmConfig, GlmForCausalLM), "glm4": (Glm4Config, Glm4ForCausalLM)}
-EMBEDDINGS = (
-    "transformer.embedding.word_embeddings.weight",
-    "transformer.word_embeddings.weight",
-    "model.embed_tokens.weight",
-)
 OTHER_GLM = {
     "glm4_moe": "GLM-4.5, a mixture of experts",
     "glm4_moe_lite": "GLM-4.7-Flash, a mixture of experts",
@@ -47,11 +44,15 @@ OTHER_GLM = {
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def load_config(folder: str | Path, mode: str | None = None) -> Any:
+def load_config(folder: str | Path, mode: str | None = None, quantization_bit: str | None = None) -> Any:
     """The configuration of a model folder, with its family in it.
 
+    Args:
+        quantization_bit: `4`, `8` or `nf4`: how the layers' weights shall be held. A folder that holds them in another
+            way than floats has decided already.
+
     Raises:
-        ConfigError: config.json is missing or of another model, or contradicts `mode`.
+        ConfigError: config.json is missing or of another model, or contradicts `mode` or `quantization_bit`.
     """
     folder = Path(folder)
     raw = read_json(folder / "config.json")
@@ -69,6 +70,18 @@ def load_config(folder: str | Path, mode: str | None = None) -> Any:
     except Exception as error:  # whatever a value of a wrong type makes transformers raise
         raise ConfigError(f"{folder / 'config.json'}: {one_line(error)}") from None
     config.name_or_path = str(folder)
+    stored = config.quantisation
+    if quantization_bit and stored not in (None, quantization_bit):
+        raise ConfigError(
+            f"--quantization_bit {quantization_bit}: {folder} is quantised already ({stored}); leave the flag out, or "
+            "name the full-precision base"
+        )
+    if quantization_bit == "nf4" and stored is None:
+        config.quantization_config = dict(NF4)
+    elif quantization_bit and stored is None:
+        config.quantization_bit = int(quantization_bit)
+    if getattr(config, "quantization_config", None):
+        check_usable(config.quantization_config, "--quantization_bit nf4" if stored is None else str(folder))
     return config
 
 
@@ -78,6 +91,12 @@ def unknown_model(kind: Any) -> str:
     if isinstance(kind, str) and kind in OTHER_GLM:
         return f"holds {OTHER_GLM[kind]} (model_type {kind}); glmft trains the dense text models ({known})"
     return f"model_type is {kind!r}, none of {known}"
+
+
+def is_quantised(folder: str | Path) -> bool:
+    """Whether a model folder's own files hold the layers' weights in another way than floats."""
+    raw = read_json(Path(folder) / "config.json")
+    return bool(raw.get("quantization_bit") or raw.get("quantization_config"))
 
 
 def model_class(config: Any) -> Any:
@@ -131,14 +150,19 @@ def load_model(config: Any, folder: str | Path, dtype: torch.dtype, attn_impleme
     """
     folder = Path(folder)
     files = weight_files(folder)
+    if config.quantization_bit:
+        model = empty_model(model_class(config), config, attn_implementation)
+        return fill(model, StoredTensors(files), folder, dtype)
     try:
+        taken, arguments = for_transformers(config, is_quantised(folder), dtype)
         model, report = model_class(config).from_pretrained(
             folder,
-            config=config,
+            config=taken,
             dtype=dtype,
             attn_implementation=attn_implementation,
             ignore_mismatched_sizes=True,  # they are reported, with names, below
             output_loading_info=True,
+            **arguments,
         )
     except CheckpointError:
         raise
@@ -146,28 +170,11 @@ def load_model(config: Any, folder: str | Path, dtype: torch.dtype, attn_impleme
         for file in files:
             open_weights(file)  # names the broken one
         raise CheckpointError(f"{folder}: the weights cannot be loaded ({one_line(error)})") from None
-    prefix = {name for name in report["missing_keys"] if "prefix_encoder" in name}
-    if config.pre_seq_len and not prefix and set(EMBEDDINGS) & set(report["missing_keys"]):
-        raise CheckpointError(
-            f"{folder}: holds a P-Tuning prefix and no model; name its base with --model_name_or_path, and this folder "
-            "with --ptuning_checkpoint"
-        )
+    missing = without_prefix(folder, config, set(report["missing_keys"]))
     misshapen = [f"{one_line(m)} has another shape than config.json says" for m in report["mismatched_keys"]]
-    require_fit(folder, set(report["missing_keys"]) - prefix, report["unexpected_keys"], misshapen)
+    require_fit(folder, missing, report["unexpected_keys"], misshapen)
+    keep_trainable(model)
     return model
-
-
-def require_fit(folder: Path, missing: Iterable[str], unexpected: Iterable[str], misshapen: Iterable[str]) -> None:
-    """Raises CheckpointError if any tensor does not fit the model: the first five, and how many more there are.
-
-    Args:
-        misshapen: what is wrong with each tensor of another shape.
-    """
-    problems = [f"{folder}: {name} is missing from the weights" for name in sorted(missing)]
-    problems += [f"{folder}: {name} belongs to no part of the model" for name in sorted(unexpected)]
-    problems += [f"{folder}: {problem}" for problem in misshapen]
-    if problems:
-        raise CheckpointError(problems[:5] + ([f"{folder}: and {len(problems) - 5} more"] if problems[5:] else []))
 
 
 def read_tensors(folder: Path, names: Iterable[str]) -> dict[str, Tensor]:
@@ -184,18 +191,36 @@ def stored_dtype(folder: Path) -> torch.dtype:
     return next(iter(read_tensors(folder, EMBEDDINGS).values())).dtype
 
 
-def fingerprint(folder: str | Path) -> str:
+def record_of(config: Any, folder: str | Path) -> dict[str, Any]:
+    """What an adapter records of its base.
+
+    Args:
+        config: what `load_config` gave.
+    """
+    folder = Path(folder)
+    return {
+        "family": config.family,
+        "base_model_name_or_path": str(folder.resolve()),
+        "base_fingerprint": fingerprint(folder),
+        "base_embedding": fingerprint(folder, embedding_only=True),
+        "base_quantization": config.quantisation,
+    }
+
+
+def fingerprint(folder: str | Path, embedding_only: bool = False) -> str:
     """A short hash over what makes a base model itself: its shape and a fixed sample of its numbers.
 
     The same for .bin and .safetensors files of the same weights, wherever the folder lies.
+
+    Args:
+        embedding_only: of the numbers those of the embedding alone, which no quantisation changes.
     """
     folder = Path(folder)
     raw = read_json(folder / "config.json")
     shape = {key: raw.get(key) for key in ("hidden_size", "num_layers", "num_attention_heads", "padded_vocab_size")}
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
     last = (raw.get("num_layers") or raw.get("num_hidden_layers") or 1) - 1
-    names = [
-        *EMBEDDINGS,
+    of_layers = [
         "transformer.encoder.layers.0.self_attention.query_key_value.weight",
         f"transformer.encoder.layers.{last}.mlp.dense_4h_to_h.weight",
         "transformer.layers.0.attention.query_key_value.weight",
@@ -203,6 +228,7 @@ def fingerprint(folder: str | Path) -> str:
         "model.layers.0.self_attn.q_proj.weight",
         f"model.layers.{last}.mlp.down_proj.weight",
     ]
+    names = [*EMBEDDINGS, *([] if embedding_only else of_layers)]
     for name, tensor in sorted(read_tensors(folder, names).items()):
         digest.update(name.encode())
         digest.update(tensor[-1, :256].float().contiguous().numpy().tobytes())

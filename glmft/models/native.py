@@ -20,13 +20,15 @@ from glmft.errors import ConfigError
 from glmft.models.attention import eager_attention, mask_with_prefix, with_prefix
 from glmft.models.causal_lm import CausalLM
 from glmft.models.head import OutputLayer
+from glmft.models.nf4 import Quantisable
 from glmft.models.prefix import VirtualTokens
+from glmft.models.quantised import KeepsIntegers, replace_linear_layers
 
 PREFIXED = "prefixed_"
 BACKENDS = ("sdpa", "eager")  # that take virtual tokens
 
 
-class NativeConfig:
+class NativeConfig(Quantisable):
     """A part of a configuration: what the tuners ask of it, by the names of transformers' GLM configurations."""
 
     family: ClassVar[str] = "glm4"
@@ -49,7 +51,7 @@ class NativeConfig:
         return self.hidden_size
 
 
-class NativeDecoder(VirtualTokens):
+class NativeDecoder(KeepsIntegers, VirtualTokens):
     """A part of one of transformers' GLM models."""
 
     config: Any
@@ -111,7 +113,7 @@ class NativeDecoder(VirtualTokens):
         return torch.stack([torch.cat((layer.keys, layer.values)) for layer in cache.layers])
 
 
-class NativeCausalLM(CausalLM):
+class NativeCausalLM(KeepsIntegers, CausalLM):
     """A part of one of transformers' GLM models with a language-model head."""
 
     decoder: ClassVar[type[PreTrainedModel]]
@@ -120,6 +122,7 @@ class NativeCausalLM(CausalLM):
     def __init__(self, config: Any):
         PreTrainedModel.__init__(self, config)
         self.model = self.decoder(config)
+        replace_linear_layers(self.model.layers, config.quantization_bit)
         self.vocab_size = config.vocab_size
         self.lm_head = OutputLayer(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()

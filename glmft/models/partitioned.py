@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from glmft.device import give_back_freed_memory
-from glmft.dist import World, gather_objects, same_fate
-from glmft.models.loading import model_class, require_fit, weight_files
+from glmft.dist import World, gather_objects, same_fate, to_all
+from glmft.models.loading import model_class, weight_files
+from glmft.models.quantised import quantised_layers
+from glmft.models.streaming import empty_model, integers, other_buffers, require_tensors, tied_names
 from glmft.weights import StoredTensors
 
 
@@ -38,11 +39,8 @@ def load_partitioned(
         CheckpointError: missing, unexpected or mis-shaped tensors, or an unreadable file; one line each.
     """
     import deepspeed
-    from accelerate import init_empty_weights
 
-    give_back_freed_memory()
-    with init_empty_weights(include_buffers=False):
-        model = model_class(config)._from_config(config, attn_implementation=attn_implementation)
+    model = empty_model(model_class(config), config, attn_implementation)
     tied = tied_names(model)
     chosen = trains([name for name, _ in model.named_parameters(remove_duplicate=False)])
     with same_fate():
@@ -60,9 +58,12 @@ def load_partitioned(
                 value.copy_(stored[full])
             module._parameters[name] = nn.Parameter(value, requires_grad=False)
             deepspeed.zero.Init(module=wrapped(module._parameters[name]), config_dict_or_path=ds_config)
-        for name, buffer in module._buffers.items():  # small, and the same on every rank
-            value = buffer if stored is None else stored.get(f"{prefix}.{name}", buffer)
-            buffer.copy_(gather_objects(world, value)[0])
+    for name, buffer in other_buffers(model):  # small, and the same on every rank
+        value = buffer if stored is None else stored.get(name, buffer)
+        buffer.copy_(gather_objects(world, value)[0])
+    for name, layer in quantised_layers(model):  # no parameters, so every rank has them whole
+        weight, scale = (layer.weight, layer.weight_scale) if stored is None else integers(layer, name, stored)
+        layer.take(to_all(world, weight), to_all(world, scale.float()))
     model.tie_weights()
     return model.eval()
 
@@ -72,20 +73,3 @@ def wrapped(parameter: nn.Parameter) -> nn.Module:
     module = nn.Module()
     module.parameter = parameter
     return module
-
-
-def tied_names(model: nn.Module) -> set[str]:
-    """Parameters that are another one under a second name."""
-    return set(getattr(model, "all_tied_weights_keys", None) or {})
-
-
-def require_tensors(model: nn.Module, stored: StoredTensors, folder: Path) -> None:
-    """Raises CheckpointError as `load_model` does."""
-    needed = {name: list(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
-    known = needed.keys() | dict(model.named_buffers()).keys()
-    misshapen = [
-        f"{name} {stored.shapes[name]} has another shape than config.json says ({shape})"
-        for name, shape in sorted(needed.items())
-        if name in stored and stored.shapes[name] != shape
-    ]
-    require_fit(folder, needed.keys() - stored.keys() - tied_names(model), stored.keys() - known, misshapen)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from glmft.family import FAMILIES
+from glmft.family import FAMILIES, QUANTISATIONS
 
 # The ways to train, and the class of each: to add one, write its file and a line here.
 TUNERS = {
@@ -23,8 +23,6 @@ TUNERS = {
 DATA_FORMATS = ("auto", "triples", "pairs", "conversations", "messages")
 TRAIN_TYPE_ALIASES = {"all": "full"}
 WATCHED = ("eval_loss", "rouge-1", "rouge-2", "rouge-l", "bleu-4", "f1")
-EMBEDDED = "examples/quickstart"
-DS_ALIASES = {"ds_zero_2.json": "ds_zero2_no_offload.json", "ds_zero_3.json": "ds_zero3_no_offload.json"}
 
 
 def setting(
@@ -71,6 +69,11 @@ class ModelSettings:
         "number format of the frozen weights and of the computation; auto: bf16 where the "
         "accelerator has it, fp32 on a CPU",
         choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    quantization_bit: str | None = setting(
+        None,
+        "hold the layers' weights in 8 or 4 bits (integers), or as nf4 (by bitsandbytes); none: as the folder has them",
+        choices=QUANTISATIONS,
     )
     device: str = setting("auto", "auto: an accelerator if there is one", choices=("auto", "cpu", "cuda"))
     use_cpu: bool = setting(False, "the same as device cpu")

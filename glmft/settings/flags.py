@@ -35,9 +35,6 @@ IGNORED_FLAGS = {
     "--num_attention_heads": True,
     "--token_dim": True,
 }
-REFUSED_FLAGS = {
-    "--quantization_bit": "a quantised base cannot be trained on in this version; leave the flag out",
-}
 Settings = TypeVar("Settings")
 
 
@@ -72,8 +69,6 @@ def _parse(kind: type[Settings], argv: list[str], parser: argparse.ArgumentParse
     known = [option for action in parser._actions for option in action.option_strings]
     argv, ignored = _without_ignored(_with_config(argv, known), kind)
     flags = [argument.split("=")[0] for argument in argv if argument.startswith("--")]
-    if refused := [f"{flag}: {REFUSED_FLAGS[flag]}" for flag in flags if flag in REFUSED_FLAGS]:
-        raise ConfigError(refused)
     unknown = [flag for flag in flags if flag not in known]
     if unknown:
         see = f"see {parser.prog} --help"
@@ -109,7 +104,7 @@ def _with_config(argv: list[str], known: list[str]) -> list[str]:
     given, _ = parser.parse_known_args(argv)
     if given.config is None:
         return argv
-    names = {flag.removeprefix("--") for flag in [*known, *IGNORED_FLAGS, *REFUSED_FLAGS]}
+    names = {flag.removeprefix("--") for flag in [*known, *IGNORED_FLAGS]}
     return [*yaml_arguments(Path(given.config), names, given.data_dir), *argv]
 
 

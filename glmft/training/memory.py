@@ -1,10 +1,11 @@
 """Rough sums of a training run's memory, to say what would help when there is too little."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from glmft.dist import whole_shape
+from glmft.models.quantised import bytes_of_integers
 from glmft.settings.config import TrainConfig
 from glmft.training.job import Job
 
@@ -24,6 +25,7 @@ class Sizes:
         tokens: in the longest micro-batch, padding included.
         layers, hidden, ffn: the model's shape.
         width: bytes of one activation.
+        quantisable: bytes that 4 bits would save of the frozen weights of the layers.
     """
 
     weights: int
@@ -34,16 +36,18 @@ class Sizes:
     hidden: int
     ffn: int
     width: int
+    quantisable: int = 0
 
 
 def sizes(model: Any, lengths: Sequence[int], config: TrainConfig, width: int) -> Sizes:
     """Read off a model (partitioned or not) and the lengths of the rows."""
     parameters = [(whole_shape(p).numel(), p.element_size(), p.requires_grad) for p in model.parameters()]
+    in_integers = bytes_of_integers(model)
     shape = model.config
     batch = config.per_device_train_batch_size
     return Sizes(
-        weights=sum(n * size for n, size, _ in parameters),
-        base=sum(n * size for n, size, trains in parameters if not trains),
+        weights=sum(n * size for n, size, _ in parameters) + in_integers,
+        base=sum(n * size for n, size, trains in parameters if not trains) + in_integers,
         trained=sum(n for n, _, trains in parameters if trains),
         tokens=min(batch, len(lengths)) * max(lengths),
         layers=shape.num_hidden_layers,
@@ -53,13 +57,25 @@ def sizes(model: Any, lengths: Sequence[int], config: TrainConfig, width: int) -
         or getattr(shape, "intermediate_size", None)
         or 4 * shape.hidden_size,
         width=width,
+        quantisable=sum(whole_shape(p).numel() * (2 * p.element_size() - 1) // 2 for p in frozen_matrices(model)),
     )
+
+
+def frozen_matrices(model: Any) -> list[Any]:
+    """The frozen matrices of the layers that are in floats."""
+    return [
+        p
+        for name, p in model.named_parameters()
+        if ".layers." in name and len(whole_shape(p)) == 2 and p.is_floating_point() and not p.requires_grad
+    ]
 
 
 def advice_for(job: Job, model: Any) -> str:
     """What would help a run against a lack of memory."""
     offloads = "offload_optimizer" in job.ds_config["zero_optimization"]
     known = sizes(model, job.rows.lengths, job.config, job.world.dtype.itemsize)
+    if job.tuner.needs_floats or job.zero_stage == 3:
+        known = replace(known, quantisable=0)
     return advice(known, job.config, job.zero_stage, offloads, job.world.size)
 
 
@@ -91,7 +107,8 @@ def advice(s: Sizes, config: TrainConfig, stage: int, offloads: bool, ranks: int
         )
     if not offloads:
         ways.append(f"--ds_file ds_zero{max(2, stage)}_offload.json saves about {gib(states // ranks)} of optimizer")
-    ways.append(f"a base model in 4 bits would save about {gib(s.base * 3 // 4)}, which this version cannot train on")
+    if s.quantisable:
+        ways.append(f"--quantization_bit 4 saves about {gib(s.quantisable)} of weights")
     return "; in this order: " + ", ".join(f"({i}) {way}" for i, way in enumerate(ways, 1))
 
 

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from glmft.dist import gathered, whole_shape
 from glmft.errors import CheckpointError
+from glmft.family import ADAPTER_JSON
+from glmft.files import read_json_if_there
 from glmft.training.checkpoint import open_optimizer
 from glmft.training.job import Job
 from glmft.training.random_state import restore_random_state
@@ -18,7 +20,7 @@ from glmft.training.zero_state import set_scaler_numbers, unpack
 
 
 def start_state(job: Job, resume_from: Path | None) -> TrainerState:
-    """Raises CheckpointError if data, seed or the rows of a step differ: the order could not go on."""
+    """Raises CheckpointError if data, seed or the rows of a step differ, or the base's quantisation."""
     plan = job.plan
     fresh = TrainerState(
         total_steps=plan.total_steps(job.config.num_train_epochs, job.config.max_steps),
@@ -34,6 +36,12 @@ def start_state(job: Job, resume_from: Path | None) -> TrainerState:
         was, now = getattr(state, name), getattr(fresh, name)
         if was != now:
             raise CheckpointError(f"{resume_from}: {name} was {was}, now it is {now}; give the same settings")
+    records = (read_json_if_there(resume_from / ADAPTER_JSON), job.base)
+    was, now = (record.get("base_quantization") or "none" for record in records)
+    if was != now:
+        raise CheckpointError(
+            f"{resume_from}: quantization_bit of the base was {was}, now it is {now}; give the same settings"
+        )
     state.total_steps = fresh.total_steps
     return state
 

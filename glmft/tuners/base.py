@@ -44,6 +44,11 @@ class Tuner(ABC):
         """What of the settings makes `apply` look at the base's weights or copy them; empty if nothing does."""
         return ""
 
+    @property
+    def needs_floats(self) -> str:
+        """Why this cannot train over quantised weights, and what to do instead; empty if it can."""
+        return ""
+
     @abstractmethod
     def apply(self, model: nn.Module) -> nn.Module:
         """Mark what trains (float32) and freeze the rest; may wrap the model."""

@@ -40,6 +40,13 @@ class Freeze(Tuner):
     def owned_by_base(self, names: list[str]) -> set[str]:
         return self.chosen(names)
 
+    @property
+    def needs_floats(self) -> str:
+        return (
+            f"--train_type {self.name}: trains the base's own weights, which a quantised base does not have in floats; "
+            "train lora, ptuning or prompt over it, or take the full-precision base without --quantization_bit"
+        )
+
     def apply(self, model: nn.Module) -> nn.Module:
         train_only(model, self.chosen([name for name, _ in model.named_parameters()]))
         return model

@@ -17,6 +17,13 @@ class Full(Tuner):
     def owned_by_base(self, names: list[str]) -> set[str]:
         return set(names)
 
+    @property
+    def needs_floats(self) -> str:
+        return (
+            f"--train_type {self.name}: trains the base's own weights, which a quantised base does not have in floats; "
+            "train lora, ptuning or prompt over it, or take the full-precision base without --quantization_bit"
+        )
+
     def apply(self, model: nn.Module) -> nn.Module:
         train_only(model)
         return model

@@ -73,16 +73,32 @@ class Lora(Tuner):
             for name in self.target_modules(model) or ["(empty)"]
             if not any(is_at(full, name) for full in linear)
         ]
-        return problems + [
-            f"--modules_to_save {name}: matches no module; there are {there}"
-            for name in split_names(self.modules_to_save)
-            if not any(is_at(full, name) for full in modules)
-        ]
+        for name in split_names(self.modules_to_save):
+            whole = [full for full in modules if is_at(full, name)]
+            if not whole:
+                problems.append(f"--modules_to_save {name}: matches no module; there are {there}")
+            elif model.config.quantisation and any(holds_linear_of_layers(model, full) for full in whole):
+                problems.append(
+                    f"--modules_to_save {name}: holds quantised weights, which cannot train; name others, or leave "
+                    "--quantization_bit out"
+                )
+        return problems
 
     @property
     def reads_base_weights(self) -> str:
         given = {"PiSSA": self.is_pissa, "DoRA": self.use_dora, "--modules_to_save": bool(self.modules_to_save)}
         return next((name for name, is_on in given.items() if is_on), "")
+
+    @property
+    def needs_floats(self) -> str:
+        reads = {
+            "--use_dora: takes the norms of the base's weights in every step": self.use_dora,
+            f"--init_lora_weights {self.init_lora_weights}: takes the main components out of the base's weights": (
+                self.is_pissa
+            ),
+        }
+        mend = ", which a quantised base does not have in floats; leave it out, or --quantization_bit"
+        return next((f"{what}{mend}" for what, is_on in reads.items() if is_on), "")
 
     def apply(self, model: nn.Module) -> nn.Module:
         from peft import LoraConfig, get_peft_model
@@ -172,3 +188,9 @@ def last(name: str) -> str:
 def is_at(full: str, name: str) -> bool:
     """Whether a module's dotted name ends with `name`, as peft matches."""
     return full == name or full.endswith(f".{name}")
+
+
+def holds_linear_of_layers(model: nn.Module, name: str) -> bool:
+    """Whether a module is, or holds, one of those linear modules that quantisation is about."""
+    linear = (full for full, module in model.named_modules() if isinstance(module, nn.Linear) and ".layers." in full)
+    return any(f"{full}.".startswith(f"{name}.") for full in linear)

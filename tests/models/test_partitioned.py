@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from glmft.errors import CheckpointError
 from glmft.models.loading import load_config, meta_model, weight_files
-from glmft.models.partitioned import require_tensors
+from glmft.models.streaming import require_tensors
 from glmft.weights import StoredTensors
 
 

@@ -78,7 +78,7 @@ def test_aliases_are_names_too(parse):
         ("model: {name: x}\n", "model: is a section"),
         ("training_args: {learning_rate: 1, warmup: 3}\n", "warmup: no such setting; did you mean warmup_ratio?"),
         ("peft_config: {peft_type: IA3}\n", "peft_type is none of LORA, PREFIX_TUNING"),
-        ("quantization_bit: 4\n", "--quantization_bit: a quantised base cannot be trained on"),
+        ("quantization_bit: 3\n", "argument --quantization_bit: invalid choice: '3' (choose from"),
         ("!!python/object/apply:os.system ['true']\n", "is no YAML"),
     ],
 )

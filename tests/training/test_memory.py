@@ -5,7 +5,8 @@ import torch
 from glmft.settings.config import TrainConfig
 from glmft.training.memory import GIB, Sizes, activation_bytes, advice, sizes
 
-BIG = Sizes(weights=12 * GIB, base=12 * GIB, trained=10**7, tokens=4 * 1024, layers=28, hidden=4096, ffn=13696, width=2)
+SHAPE_6B = {"layers": 28, "hidden": 4096, "ffn": 13696, "width": 2}
+BIG = Sizes(weights=12 * GIB, base=12 * GIB, trained=10**7, tokens=4 * 1024, **SHAPE_6B, quantisable=8 * GIB)
 
 
 def test_sizes_are_read_off_a_model(tiny_model):
@@ -22,8 +23,23 @@ def test_partitioned_parameters_count_whole():
     parameter = torch.nn.Parameter(torch.empty(0))
     parameter.ds_shape = torch.Size((20, 5))
     shape = SimpleNamespace(num_hidden_layers=1, hidden_size=4, ffn_hidden_size=8)
-    model = SimpleNamespace(parameters=lambda: [parameter], config=shape)
+    model = torch.nn.Module()
+    model.weight, model.config = parameter, shape
     assert sizes(model, [3], TrainConfig(), width=2).weights == 400
+
+
+def test_a_quantised_base_counts_its_bytes_and_has_nothing_left_to_quantise(official_folders):
+    from glmft.models.loading import load_config, load_model
+
+    found = {}
+    for bits in (None, "4"):
+        config = load_config(official_folders["glm2"], quantization_bit=bits)
+        model = load_model(config, official_folders["glm2"], torch.float16).requires_grad_(False)
+        found[bits] = sizes(model, [5], TrainConfig(), width=2)
+    scales = 2 * 3 * (128 + 48 + 80 + 48)  # float16, a row each of the four matrices of three layers
+    assert found[None].quantisable > 0
+    assert found["4"].quantisable == 0
+    assert found["4"].base == found["4"].weights == found[None].base - found[None].quantisable + scales
 
 
 def test_activations_of_the_6b_model_are_of_the_published_order():
@@ -39,7 +55,7 @@ def test_advice_comes_in_order_with_what_each_step_saves():
         "ds_zero2_no_offload.json",
         "ds_zero3_no_offload.json saves about 9.00 GiB",
         "ds_zero2_offload.json",
-        "4 bits",
+        "--quantization_bit 4 saves about 8.00 GiB of weights",
     ]
     places = [said.index(part) for part in wanted]
     assert places == sorted(places)

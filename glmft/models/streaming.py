@@ -1,0 +1,122 @@
+"""Load a model tensor by tensor: what is not kept as it is in the files is never there in full."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glmft.device import give_back_freed_memory
+from glmft.errors import CheckpointError
+from glmft.models.quantised import QuantisedLinear, quantise, quantised_layers
+from glmft.weights import StoredTensors
+
+EMBEDDINGS = (
+    "transformer.embedding.word_embeddings.weight",
+    "transformer.word_embeddings.weight",
+    "model.embed_tokens.weight",
+)
+PREFIX = ".prefix_encoder."
+
+
+def empty_model(kind: type[nn.Module], config: Any, attn_implementation: str) -> nn.Module:
+    """A model whose parameters have no memory yet; its buffers are there."""
+    from accelerate import init_empty_weights
+
+    give_back_freed_memory()
+    with init_empty_weights(include_buffers=False):
+        return kind._from_config(config, attn_implementation=attn_implementation)
+
+
+def fill(model: nn.Module, stored: StoredTensors, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """Read parameters in `dtype`, and integers as they are stored, or made of the weights that are stored.
+
+    Raises:
+        CheckpointError: missing, unexpected or mis-shaped tensors; one line each.
+    """
+    if model.config.pre_seq_len and not any(PREFIX in name for name in stored):
+        model.base_model.add_prefix_encoder()
+    require_tensors(model, stored, folder)
+    tied = tied_names(model)
+    for prefix, module in model.named_modules():
+        if isinstance(module, QuantisedLinear):
+            module.take(*integers(module, prefix, stored))
+        for name in [name for name, p in module._parameters.items() if p is not None]:
+            if f"{prefix}.{name}" in stored and f"{prefix}.{name}" not in tied:
+                value = stored[f"{prefix}.{name}"].to(dtype, copy=True)
+                module._parameters[name] = nn.Parameter(value, requires_grad=value.is_floating_point())
+    for name, buffer in other_buffers(model):
+        buffer.copy_(stored.get(name, buffer))
+    model.tie_weights()
+    return model.eval()
+
+
+def integers(layer: QuantisedLinear, name: str, stored: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The integers and scales of a layer."""
+    weight = stored[f"{name}.weight"]
+    if f"{name}.weight_scale" not in stored:  # `require_tensors` has seen floats
+        return quantise(weight, layer.bits)
+    return weight.clone(), stored[f"{name}.weight_scale"].clone()
+
+
+def other_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """The buffers that are not a layer's integers: small ones."""
+    of_layers = {f"{name}.{part}" for name, _ in quantised_layers(model) for part in ("weight", "weight_scale")}
+    return [(name, buffer) for name, buffer in model.named_buffers() if name not in of_layers]
+
+
+def tied_names(model: nn.Module) -> set[str]:
+    """Parameters that are another one under a second name."""
+    return set(getattr(model, "all_tied_weights_keys", None) or {})
+
+
+def require_tensors(model: nn.Module, stored: StoredTensors, folder: Path) -> None:
+    """Raises CheckpointError as `load_model` does."""
+    needed = {name: list(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+    for name, layer in quantised_layers(model):
+        if f"{name}.weight_scale" in stored or f"{name}.weight" in stored.int8:
+            needed[f"{name}.weight"], needed[f"{name}.weight_scale"] = list(layer.weight.shape), [layer.out_features]
+        else:
+            needed[f"{name}.weight"] = [layer.out_features, layer.in_features]
+    known = needed.keys() | {name for name, _ in other_buffers(model)}
+    misshapen = [
+        f"{name} {stored.shapes[name]} has another shape than config.json says ({shape})"
+        for name, shape in sorted(needed.items())
+        if name in stored and stored.shapes[name] != shape
+    ]
+    misshapen += [
+        f"{name} has a weight_scale beside it and is not int8"
+        for name in sorted(needed)
+        if f"{name}_scale" in needed and name in stored and name not in stored.int8
+    ]
+    missing = without_prefix(folder, model.config, needed.keys() - stored.keys() - tied_names(model))
+    require_fit(folder, missing, stored.keys() - known, misshapen)
+
+
+def without_prefix(folder: Path, config: Any, missing: set[str]) -> set[str]:
+    """Of the names that a folder lacks those that it must not: a P-Tuning prefix is made where there is none.
+
+    Raises:
+        CheckpointError: it holds a prefix and no model.
+    """
+    prefix = {name for name in missing if PREFIX in name}
+    if config.pre_seq_len and not prefix and set(EMBEDDINGS) & missing:
+        raise CheckpointError(
+            f"{folder}: holds a P-Tuning prefix and no model; name its base with --model_name_or_path, and this folder "
+            "with --ptuning_checkpoint"
+        )
+    return missing - prefix
+
+
+def require_fit(folder: Path, missing: Iterable[str], unexpected: Iterable[str], misshapen: Iterable[str]) -> None:
+    """Raises CheckpointError if any tensor does not fit the model: the first five, and how many more there are.
+
+    Args:
+        misshapen: what is wrong with each tensor of another shape.
+    """
+    problems = [f"{folder}: {name} is missing from the weights" for name in sorted(missing)]
+    problems += [f"{folder}: {name} belongs to no part of the model" for name in sorted(unexpected)]
+    problems += [f"{folder}: {problem}" for problem in misshapen]
+    if problems:
+        raise CheckpointError(problems[:5] + ([f"{folder}: and {len(problems) - 5} more"] if problems[5:] else []))
