@@ -23,7 +23,7 @@ setup(
         "peft>=0.21",
         "accelerate>=1.0",
         "datasets>=4",
-        "filelock>=3",
+        "filelock>=3.30",
         "numpy>=1.26",
         "safetensors>=0.5",
         "sentencepiece>=0.2",

@@ -10,12 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from glmft import __version__
+from glmft.console import hold_standard_files, lasting_output
 from glmft.dist import alike_on_all_ranks, end_process, env_rank, is_main, parting
-from glmft.errors import GlmftError
+from glmft.errors import GlmftError, Stopped
 from glmft.settings.config import InspectConfig, MergeConfig, PredictConfig, TrainConfig
 from glmft.settings.flags import parse_arguments
 from glmft.settings.tools import QuantizeConfig
 from glmft.settings.yaml_file import demo_arguments
+from glmft.training.signals import interruptible, stopped_line
 
 
 def train(argv: Sequence[str], program: str) -> int:
@@ -108,6 +110,12 @@ def main(argv: Sequence[str] | None = None, command: str | None = None, program:
         program: the name shown in help.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    hold_standard_files()
+    with lasting_output():
+        return _main(arguments, command, program)
+
+
+def _main(arguments: list[str], command: str | None, program: str | None) -> int:
     try:
         if command is None:
             if not arguments or arguments[0] in ("-h", "--help"):
@@ -119,7 +127,7 @@ def main(argv: Sequence[str] | None = None, command: str | None = None, program:
             command = arguments.pop(0)
             if command not in COMMANDS:
                 raise GlmftError(f"{command}: no such command; there are {', '.join(COMMANDS)}", of_all_ranks=True)
-        with contextlib.nullcontext() if command == "train" else alike_on_all_ranks():
+        with contextlib.nullcontext() if command == "train" else alike_on_all_ranks(), interruptible():
             return COMMANDS[command](arguments, program or f"glmft {command}")
     except GlmftError as error:
         if is_main() or not error.of_all_ranks:
@@ -127,7 +135,9 @@ def main(argv: Sequence[str] | None = None, command: str | None = None, program:
             for problem in error.problems:
                 print(f"{error.label}: {whose}{problem}", file=sys.stderr, flush=True)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        reason = getattr(error, "reason", "SIGINT")
         if is_main():
-            print("stopped: by SIGINT before training began; nothing is saved", file=sys.stderr, flush=True)
-        return 130
+            line = stopped_line(reason) if command == "train" else f"stopped: by {reason} before it was finished"
+            print(line, file=sys.stderr, flush=True)
+        return 130 if reason == "SIGINT" else Stopped.exit_code

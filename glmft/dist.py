@@ -7,9 +7,11 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
+from glmft.console import end_output
 from glmft.device import choose_device, choose_dtype
 from glmft.errors import ConfigError, GlmftError, RankLost
 
@@ -19,6 +21,7 @@ class World:
     """This process among all: its rank, how many there are, and what it computes on.
 
     `host_group` carries the few numbers that ranks send one another from host to host: no accelerator waits for them.
+    `store` is where they first met, `timeout` how many seconds one of them may keep the others waiting.
     """
 
     rank: int
@@ -27,6 +30,8 @@ class World:
     device: Any
     dtype: Any
     host_group: Any = None
+    store: Any = None
+    timeout: int = 1800
 
     @property
     def is_main(self) -> bool:
@@ -83,11 +88,12 @@ def name_accelerator() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
-def start(device: str = "auto", dtype: str = "auto", preferred: str | None = None) -> World:
+def start(device: str = "auto", dtype: str = "auto", preferred: str | None = None, timeout: int = 1800) -> World:
     """Join the other ranks; without a launcher, be a world of one, which needs no port.
 
     Args:
         preferred: the number format that `auto` takes if the device has it.
+        timeout: seconds that a rank may keep the others waiting in one exchange.
 
     Raises:
         ConfigError: a device that is not there, or fp16 on a CPU.
@@ -110,10 +116,13 @@ def start(device: str = "auto", dtype: str = "auto", preferred: str | None = Non
     else:
         deepspeed.ops.__compatible_ops__ = {}  # read by one thing only: the compiled shared-memory collective
     backend = "nccl" if chosen.type == "cuda" else "gloo"
-    if "RANK" not in os.environ and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group(backend, rank=0, world_size=1, store=torch.distributed.HashStore())
+    store, longest = None, timedelta(seconds=timeout)
+    if not torch.distributed.is_initialized():
+        store, rank, size = _meet()
+        _limit_waiting(longest)
+        torch.distributed.init_process_group(backend, timeout=longest, rank=rank, world_size=size, store=store)
     deepspeed.init_distributed(backend, verbose=False)
-    host_group = torch.distributed.new_group(backend="gloo") if backend == "nccl" else None
+    host_group = torch.distributed.new_group(backend="gloo", timeout=longest) if backend == "nccl" else None
     return World(
         torch.distributed.get_rank(),
         env_local_rank(),
@@ -121,7 +130,26 @@ def start(device: str = "auto", dtype: str = "auto", preferred: str | None = Non
         chosen,
         number_format,
         host_group,
+        store,
+        timeout,
     )
+
+
+def _limit_waiting(longest: timedelta) -> None:
+    """Have the groups that DeepSpeed makes wait so long, too: it gives them no limit of its own."""
+    from torch.distributed import distributed_c10d
+
+    distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = longest
+
+
+def _meet() -> tuple[Any, int, int]:
+    """Where all ranks come together, this one's number, and how many they are."""
+    from torch.distributed import HashStore, PrefixStore, rendezvous
+
+    if "RANK" not in os.environ:
+        return HashStore(), 0, 1
+    store, rank, size = next(rendezvous("env://"))
+    return PrefixStore("glmft", store), rank, size
 
 
 @contextlib.contextmanager
@@ -143,11 +171,11 @@ def parting() -> Iterator[None]:
 
 def end_process(code: int) -> NoReturn:
     """Exit; a launched rank does so without the C++ destructors of libraries, whose threads can abort it at its end."""
+    if "RANK" in os.environ:
+        atexit._run_exitfuncs()
+    end_output()
     if "RANK" not in os.environ:
         sys.exit(code)
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(code)
 
 

@@ -15,6 +15,7 @@ import deepspeed
 import torch
 from torch import nn
 
+from glmft.console import say
 from glmft.data.sampler import Plan
 from glmft.dist import same_fate, sum_over_ranks
 from glmft.settings.config import TrainConfig
@@ -25,6 +26,7 @@ from glmft.training.job import Batch, Job, count_supervised, make_batch, summed_
 from glmft.training.longest_batch import try_longest_batch
 from glmft.training.optim import learning_rate, make_optimizer, set_learning_rate
 from glmft.training.resuming import load_weights, restore, start_state
+from glmft.training.run_folder import begin
 from glmft.training.saving import TrainResult, save_and_stop, save_checkpoint, save_result
 from glmft.training.signals import StopSignals
 from glmft.training.state import TrainerState
@@ -46,11 +48,13 @@ def train(model: nn.Module, job: Job, resume_from: Path | None = None) -> TrainR
             load_weights(model, open_optimizer(resume_from))
     optimizer = make_optimizer(model, config, job.tuner.learning_rate_ratio)
     engine, optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=job.ds_config)
-    tracker = Tracker(job.folder, world, state.step, state.total_steps, config.report_names, asdict(config))
     if config.longest_batch_first and not is_over(state, config):
-        tracker.print(try_longest_batch(engine, optimizer, job))  # sets Adam's count to zero: before it is restored
+        fits = try_longest_batch(engine, optimizer, job)  # sets Adam's count to zero: before it is restored
+        say([fits] if world.is_main else [])
     if resume_from:
         restore(engine, resume_from, state, job)
+    begin(job, state)
+    tracker = Tracker(job.folder, world, state.step, state.total_steps, config.report_names, asdict(config))
 
     engine.train()
     with StopSignals(world) as stop, contextlib.closing(tracker):

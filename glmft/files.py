@@ -9,11 +9,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from glmft.errors import ConfigError
+from glmft.errors import CheckpointError, ConfigError, GlmftError, one_line
 
 WRITING, DELETING = ".writing-", ".deleting-"
 
@@ -44,6 +44,12 @@ def write_json(path: Path, value: Any) -> None:
     """Indented JSON, whole or not at all. Raises OSError."""
     with new_file(path) as aside:
         aside.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def write_lines(path: Path, values: Iterable[Any]) -> None:
+    """A JSON line for each value, whole or not at all. Raises OSError."""
+    with new_file(path) as aside, aside.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
 
 
 @contextlib.contextmanager
@@ -85,7 +91,7 @@ def place_folder(aside: Path, target: Path) -> None:
     for path in (*(p for p in aside.rglob("*") if p.is_file()), aside):
         flush(path)
     old = target.with_name(f"{DELETING}{target.name}")
-    if target.exists():
+    if target.exists() or target.is_symlink():
         remove_folder(old)
         os.replace(target, old)
     os.replace(aside, target)
@@ -120,17 +126,28 @@ def delete_folder(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder, as far as the system lets us."""
+    """Remove a folder, or what stands in its place, as far as the system lets us."""
+    if folder.is_symlink() or folder.is_file():
+        folder.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what a kill left half written or half deleted."""
     for left in (*folder.glob(f"{WRITING}*"), *folder.glob(f"{DELETING}*")):
-        if left.is_dir() and not left.is_symlink():
-            remove_folder(left)
-        else:
-            left.unlink()
+        remove_folder(left)
+
+
+@contextlib.contextmanager
+def refusals_as(target: Path, advice: str) -> Iterator[None]:
+    """What the file system, or a library that writes, refuses becomes a CheckpointError of one line."""
+    try:
+        yield
+    except GlmftError:
+        raise
+    except Exception as error:  # safetensors has a class of its own for a full disk
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise CheckpointError(f"{target}: could not be saved ({reason}); {advice}") from None
 
 
 def digest_of(path: Path) -> str:

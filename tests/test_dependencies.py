@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "glmft"
 LEVELS = [
-    {"errors", "files", "device", "dist", "family", "weights"},
+    {"errors", "console", "files", "device", "dist", "family", "weights"},
     {"settings"},
     {"models", "tokenizers", "data"},
     {"tuners"},

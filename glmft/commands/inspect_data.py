@@ -34,4 +34,4 @@ def inspect_data(config: InspectConfig) -> str:
         raise ConfigError(f"--records {','.join(beyond)}: the last row is {last}")
     tables = [token_table(rows.examples[int(part)], tokenizer, color) for part in chosen]
     reasons = [f"rejected: {reason}" for _, reason in rows.rejected]
-    return "\n".join([*rows.lines, *reasons, *tables])
+    return "\n".join([*rows.notes, *rows.lines, *reasons, *tables])

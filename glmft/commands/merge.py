@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from glmft.commands.quiet import quiet
-from glmft.errors import CheckpointError, ConfigError
-from glmft.files import new_folder
+from glmft.errors import ConfigError
+from glmft.files import new_folder, refusals_as
 from glmft.inference.loading import locate, warn_of_quantisation
 from glmft.settings.config import MergeConfig
 
@@ -43,10 +43,8 @@ def merge(config: MergeConfig) -> Path:
     model = load_lora(model, place.adapter)
     with torch.no_grad():
         merged = model.merge_and_unload(safe_merge=True)
-    try:
+    with refusals_as(target, "free some space and give the same command again"):
         _write(merged, load_tokenizer(place.base, base_config.family), place.base, target, config.max_shard_size)
-    except OSError as error:
-        raise CheckpointError(f"{target}: could not be written ({error.strerror or error})") from None
     return target
 
 

@@ -1,18 +1,21 @@
 """`glmft predict`: answer every record of a file and score the answers."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from glmft.commands.kept_answers import PARTIAL, KeptAnswers, key_of
 from glmft.commands.quiet import quiet
-from glmft.commands.rows import write_rejected
 from glmft.errors import ConfigError
+from glmft.files import place_files, refusals_as, remove_folder, start_folder, write_json, write_lines
 from glmft.inference.loading import load, locate
 from glmft.inference.metrics import text_scores, triple_f1, triple_lines
 from glmft.settings.checks import length_problems, range_problems
 from glmft.settings.config import PredictConfig
 from glmft.settings.defaults import EMBEDDED, shipped
 from glmft.settings.sources import find_sources
+
+PREDICTIONS = "generated_predictions.txt"
+RETRY = "free some space and give the same command again"
 
 
 def predict(config: PredictConfig) -> dict[str, Any]:
@@ -29,7 +32,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     folder = prediction_folder(config, place.adapter)
     records, rejected = read_all(sources, config)
     records = records[: config.max_samples]
-    write_rejected(folder, rejected)
+    questions = [record.question for record in records]
     quiet()
     model, tokenizer = load(
         config.model_name_or_path,
@@ -43,16 +46,20 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     )
     from tqdm import tqdm
 
+    with refusals_as(folder, RETRY):
+        kept = KeptAnswers(folder / PARTIAL, key_of(config, questions, place.base, place.adapter))
     with tqdm(total=len(records), unit="record", disable=None) as bar:
         answers = answer(
             model,
             tokenizer,
-            [record.question for record in records],
+            questions,
             batch_size=config.per_device_eval_batch_size,
             max_src_len=lengths_of(config, tokenizer.family).max_src_len,
             max_new_tokens=config.max_new_tokens,
             template=config.template,
             advance=bar.update,
+            known=kept.answers,
+            keep=kept.add,
         )
     labels = [record.answer for record in records]
     rows = [{"labels": label, "predict": text} for label, text in zip(labels, answers, strict=True)]
@@ -60,16 +67,32 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     results |= {f"predict_{name}": round(value, 4) for name, value in text_scores(answers, labels).items()}
     if any(triple_lines(label) for label in labels):
         results["triple"] = triple_f1(answers, labels)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (folder / "generated_predictions.txt").write_text(lines, encoding="utf-8")
-    (folder / "predict_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    with refusals_as(folder, RETRY):
+        write_predictions(folder, rows, results, rejected)
     return {**results, "folder": str(folder), "rows": rows}
+
+
+def write_predictions(
+    folder: Path, rows: list[dict[str, str]], results: dict[str, Any], rejected: list[tuple[str, str]]
+) -> None:
+    """All files or, if the disk is full, none. Raises OSError."""
+    from glmft.data.dataset import write_rejected
+
+    aside = start_folder(folder / "result")
+    try:
+        write_lines(aside / PREDICTIONS, rows)
+        write_json(aside / "predict_results.json", results)
+        write_rejected(aside, rejected)
+        place_files(aside, folder)
+    finally:
+        remove_folder(aside)
+    (folder / PARTIAL).unlink()
 
 
 def prediction_folder(config: PredictConfig, adapter: Path | None) -> Path:
     """Where predictions go, made if need be. Raises ConfigError if it cannot be written or holds predictions."""
     folder = Path(config.output_dir) if config.output_dir else (adapter or Path("output")) / "predict"
-    if (folder / "generated_predictions.txt").exists():
+    if (folder / PREDICTIONS).exists():
         raise ConfigError(f"{folder}: holds predictions already; name another folder with --output_dir")
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,5 @@
 """From data settings to the rows that a model learns, for training and for a look at them."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,3 @@ def learned_rows(settings: LearningSettings, sources: list[Source], tokenizer: A
     home = Path(settings.cache_dir) if settings.cache_dir else cache_home()
     workers = settings.num_proc or min(8, os.cpu_count() or 1)
     return load_rows(sources, settings, tokenizer, seed, home, workers)
-
-
-def write_rejected(folder: Path, rejected: list[tuple[str, str]]) -> None:
-    """The bad records of the data, a line each: where it stands and what is wrong with it."""
-    if rejected:
-        lines = (json.dumps({"place": p, "reason": r}, ensure_ascii=False) + "\n" for p, r in rejected)
-        (folder / "rejected.jsonl").write_text("".join(lines), encoding="utf-8")

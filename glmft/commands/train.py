@@ -1,5 +1,6 @@
 """`glmft train`: a training run, from its settings to the loop."""
 
+import contextlib
 import random
 import re
 from dataclasses import dataclass, field
@@ -8,13 +9,13 @@ from typing import Any
 
 from glmft import dist
 from glmft.commands.quiet import quiet
-from glmft.commands.rows import training_rows, write_rejected
+from glmft.commands.rows import training_rows
+from glmft.console import lasting_output, say
 from glmft.device import DTYPES, torch_dtype
-from glmft.errors import ConfigError
-from glmft.files import remove_leftovers, write_json
+from glmft.errors import ConfigError, DataError
 from glmft.inference.loading import locate
 from glmft.settings.checks import check
-from glmft.settings.config import TrainConfig, to_json
+from glmft.settings.config import TrainConfig
 from glmft.settings.deepspeed import asked_precision, resolve
 from glmft.settings.defaults import find_ds_file, with_defaults
 
@@ -28,45 +29,54 @@ def train(config: TrainConfig) -> Any:
     Raises:
         GlmftError: settings, data, model or output folder that cannot be used; every rank raises the same lines.
     """
-    with dist.alike_on_all_ranks():
-        config, messages = with_defaults(config)
-        problems = check(config)
-        if problems:
-            raise ConfigError(problems)
-        world = dist.start(config.device, config.dtype, asked_precision(find_ds_file(config.ds_file)))
-    if not config.verbose:
-        quiet()
+    with lasting_output(), contextlib.ExitStack() as stack:
+        with dist.alike_on_all_ranks():
+            config, messages = with_defaults(config)
+            problems = check(config)
+            if problems:
+                raise ConfigError(problems)
+            precision = asked_precision(find_ds_file(config.ds_file))
+            world = dist.start(config.device, config.dtype, precision, config.rank_timeout)
+        if not config.verbose:
+            quiet()
+        return run(config, world, messages, stack)
+
+
+def run(config: TrainConfig, world: dist.World, messages: list[str], stack: contextlib.ExitStack) -> Any:
+    """The run itself, once its ranks have met.
+
+    Args:
+        messages: lines for whoever reads the log.
+        stack: has the output folder until the end of the run.
+    """
     from glmft import engine
     from glmft.training.checkpoint import ResumePoint, find_resume
     from glmft.training.failures import explained
     from glmft.training.memory import advice_for
-    from glmft.training.run_folder import claim_output
+    from glmft.training.run_folder import claimed
 
     def show(lines: list[str]) -> None:
-        for line in lines if world.is_main else []:
-            print(line, flush=True)
+        say(lines if world.is_main else [])
 
-    with explained(world.size):
+    with explained(world):
+        resume = ResumePoint()
         with dist.same_fate():
             prepared = prepare(config, world)
             job = prepared.job
             if world.is_main:
-                claim_output(job.folder, config.overwrite_output_dir, config.resume is not None)
-        show([*messages, world.describe(), *prepared.messages])
-        resume = ResumePoint()
+                stack.enter_context(claimed(job.folder, config.overwrite_output_dir, config.resume is not None))
+        notes = data_notes(job)
+        show([*messages, world.describe(), *notes, *prepared.messages])
         with dist.same_fate():
             if config.resume and world.is_main:
-                remove_leftovers(job.folder)
                 resume = find_resume(job.folder, config.resume)
-            if world.is_main:
-                write_settings(job)
         resume = dist.gather_objects(world, resume)[0]
         show(resume.messages)
         with dist.same_fate():
             model, messages = prepare_model(job, prepared.model_config)
             table = parameter_table(model)
         show([*messages, table])
-    with explained(world.size, lambda: advice_for(job, model)):
+    with explained(world, lambda: advice_for(job, model)):
         return engine.train(model, job, resume.checkpoint)
 
 
@@ -154,13 +164,20 @@ def base_problems(tuner: Any, model_config: Any, zero_stage: int) -> list[str]:
     return tuner.problems(meta_model(model_config))
 
 
-def write_settings(job: Any) -> None:
-    """The resolved settings and DeepSpeed configuration, and the records that were left out, into the run's folder."""
-    from glmft.training.run_folder import RUN_CONFIG
+def data_notes(job: Any) -> list[str]:
+    """Lines about the data that one rank or another has. Collective.
 
-    (job.folder / RUN_CONFIG).write_text(to_json(job.config) + "\n", encoding="utf-8")
-    write_json(job.folder / "ds_config.json", job.ds_config)
-    write_rejected(job.folder, job.rows.rejected)
+    Raises DataError if the ranks read different data: on hosts with files of their own, or while one was exchanged.
+    """
+    parts = [part for part in (job.rows, job.validation) if part is not None]
+    keys, notes = [part.keys for part in parts], [note for part in parts for note in part.notes]
+    of_ranks = dist.gather_objects(job.world, (keys, notes))
+    if any(other != keys for other, _ in of_ranks):
+        raise DataError(
+            "the ranks read different data or tokenizers: give every host the same files, and leave them as they are",
+            of_all_ranks=True,
+        )
+    return list(dict.fromkeys(note for _, notes_of_rank in of_ranks for note in notes_of_rank))
 
 
 def prepare_model(job: Any, model_config: Any) -> tuple[Any, list[str]]:

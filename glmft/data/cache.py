@@ -4,13 +4,14 @@ A cache is keyed by everything that the rows hang on. It appears whole or not at
 the others on the same host wait for it.
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
 import json
 import multiprocessing
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -19,13 +20,13 @@ from typing import Any
 
 from glmft.data.encode import EncodingReport, Example, LazyRows, Rules, encode_records
 from glmft.data.formats import Options, RawChunk, Rejected, good_records, raw_chunks
-from glmft.errors import DataError
-from glmft.files import new_folder, write_json
+from glmft.data.seal import ROWS, SUMMARY, DamagedCache, require_rows, require_seal, schema, seal
+from glmft.errors import DataError, one_line
+from glmft.files import digest_of, new_folder, write_json
 
-LAYOUT = 1  # raise it when rows come out differently
+LAYOUT = 2  # raise it when rows come out differently
 CHUNK = 1000  # records that a process encodes at a time
 FEW = 20_000  # so many records are encoded sooner by this process alone
-ROWS, SUMMARY = "rows.arrow", "summary.json"
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,32 @@ class Chunk:
 
 
 class CachedRows(LazyRows):
-    """The rows of a cache, read from the disk as they are asked for."""
+    """The rows of a cache, read from the disk as they are asked for.
 
-    def __init__(self, folder: Path):
+    Args:
+        vocabulary: ids must be below it.
+        notes: lines for whoever reads the log.
+
+    Raises:
+        DamagedCache: the folder does not hold what was written into it, or no rows.
+    """
+
+    def __init__(self, folder: Path, vocabulary: int, notes: list[str]):
         from datasets import Dataset
 
-        self.table = Dataset.from_file(str(folder / ROWS))
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        self.lengths: list[int] = self.table.data.column("length").to_pylist()
-        self.report = EncodingReport(**summary["report"], lengths=self.lengths)
-        self.rejected = [(place, reason) for place, reason in summary["rejected"]]
+        require_seal(folder)
+        try:
+            summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+            self.table = Dataset.from_file(str(folder / ROWS))
+            require_rows(self.table.data.table, vocabulary)
+            self.lengths: list[int] = self.table.data.column("length").to_pylist()
+            self.report = EncodingReport(**summary["report"], lengths=self.lengths)
+            self.rejected = [(place, reason) for place, reason in summary["rejected"]]
+        except DamagedCache:
+            raise
+        except Exception as error:  # Arrow has a class for each kind of harm
+            raise DamagedCache(one_line(error, 100)) from None
+        self.key, self.notes = folder.name, notes
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -76,40 +93,72 @@ def cached_rows(files: Sequence[Path], recipe: Recipe, tokenizer: Any, home: Pat
     Raises:
         DataError: files that cannot be read, bad records, or nothing left.
     """
+    with contextlib.ExitStack() as stack:
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=home).close()
+        except OSError:
+            # What is mapped into memory stays there when the folder goes, which it does before the run begins.
+            temporary = tempfile.TemporaryDirectory(prefix="glmft-cache-", ignore_cleanup_errors=True)
+            home = Path(stack.enter_context(temporary))
+        digests = digests_of([*files, Path(tokenizer.vocab_file)])
+        folder = home / key_of(digests, recipe, tokenizer)
+        return _opened(folder, len(tokenizer), lambda: build(folder, files, digests, recipe, tokenizer, workers))
+
+
+def _opened(folder: Path, vocabulary: int, make: Callable[[], None]) -> CachedRows:
+    """The rows in `folder`, made by this process if they are not there, and made again if they are damaged."""
     from filelock import FileLock
 
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=home).close()
-    except OSError:
-        home = Path(tempfile.mkdtemp(prefix="glmft-cache-"))
-    folder = home / key_of(files, recipe, tokenizer)
-    if not (folder / SUMMARY).is_file():
-        with FileLock(home / f"{folder.name}.lock"):
-            if not (folder / SUMMARY).is_file():
-                build(folder, files, recipe, tokenizer, workers)
-    return CachedRows(folder)
-
-
-def key_of(files: Sequence[Path], recipe: Recipe, tokenizer: Any) -> str:
-    """A hash over the files' places and contents, the recipe and the tokenizer."""
-    digest = hashlib.sha256()
-    kind = type(tokenizer)
-    by = (kind.__module__, kind.__name__, tokenizer.own_settings())
-    described = {"layout": LAYOUT, "recipe": asdict(recipe), "tokenizer": by}
-    digest.update(json.dumps(described, sort_keys=True, ensure_ascii=False).encode())
-    for path in [*files, Path(tokenizer.vocab_file)]:
-        digest.update(str(path).encode())
+    notes: list[str] = []
+    with contextlib.suppress(DamagedCache):
+        return CachedRows(folder, vocabulary, notes)
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
         try:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            return CachedRows(folder, vocabulary, notes)  # another process has made it meanwhile
+        except DamagedCache as damage:
+            if folder.exists():
+                notes.append(f"warning: the encoded data in {folder} was damaged ({damage}): made again")
+        make()
+    return CachedRows(folder, vocabulary, notes)
+
+
+def digests_of(files: Sequence[Path]) -> dict[Path, str]:
+    """SHA-256 of each file's bytes. Raises DataError."""
+    digests = {}
+    for path in files:
+        try:
+            digests[path] = digest_of(path)
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    return digest.hexdigest()[:32]
+    return digests
 
 
-def build(folder: Path, files: Sequence[Path], recipe: Recipe, tokenizer: Any, workers: int) -> None:
-    """Encode all files into `folder`, written aside and renamed. Raises as `cached_rows`."""
+def key_of(digests: dict[Path, str], recipe: Recipe, tokenizer: Any) -> str:
+    """A hash over the files' places and contents, the recipe and the tokenizer."""
+    kind = type(tokenizer)
+    described = {
+        "layout": LAYOUT,
+        "recipe": asdict(recipe),
+        "tokenizer": (kind.__module__, kind.__name__, tokenizer.own_settings()),
+        "files": [(str(path), digest) for path, digest in digests.items()],
+    }
+    text = json.dumps(described, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def build(
+    folder: Path, files: Sequence[Path], digests: dict[Path, str], recipe: Recipe, tokenizer: Any, workers: int
+) -> None:
+    """Encode all files into `folder`, written aside and renamed.
+
+    Args:
+        digests: of the files, and of the tokenizer's, as the folder's name says.
+
+    Raises:
+        DataError: as `cached_rows`, or a file changes meanwhile.
+    """
+    seen: dict[Path, str] = {}
     from datasets import Features
     from datasets.arrow_writer import ArrowWriter
     from tqdm import tqdm
@@ -120,24 +169,39 @@ def build(folder: Path, files: Sequence[Path], recipe: Recipe, tokenizer: Any, w
             columns = Features.from_arrow_schema(schema())
             bar = tqdm(desc="encoding", unit=" records", disable=None)  # on a terminal only
             with bar, ArrowWriter(features=columns, path=str(aside / ROWS)) as writer:
-                for chunk in encoded_chunks(files, recipe, tokenizer, workers):
+                for chunk in encoded_chunks(files, recipe, tokenizer, workers, seen):
                     bar.update(chunk.report.read)
                     rejected.add(chunk.rejected)
                     report.add(chunk.report)
                     writer.write_table(chunk.table)
                 writer.finalize()
+            require_unchanged(digests, {**seen, **digests_of([Path(tokenizer.vocab_file)])})
             rejected.check(report.read, files)
             report.require_rows(recipe.rules.lengths)
             counts = {name: value for name, value in asdict(report).items() if name != "lengths"}
             summary = {"report": counts, "rejected": rejected.reasons}
             write_json(aside / SUMMARY, summary)
+            seal(aside)
     except OSError as error:
         raise DataError(f"{folder}: could not be written ({error.strerror}); make room or name a --cache_dir") from None
 
 
-def encoded_chunks(files: Sequence[Path], recipe: Recipe, tokenizer: Any, workers: int) -> Iterator[Chunk]:
-    """The chunks of all files in their order; no more of them are held at a time than the processes work on."""
-    chunks = raw_chunks(files, recipe.options, CHUNK)
+def require_unchanged(digests: dict[Path, str], seen: dict[Path, str]) -> None:
+    """Raises DataError if the bytes that were read are not those that the cache is named after."""
+    for path, digest in seen.items():
+        if digests[path] != digest:
+            raise DataError(f"{path}: changed while it was read; start again once nothing writes it any more")
+
+
+def encoded_chunks(
+    files: Sequence[Path], recipe: Recipe, tokenizer: Any, workers: int, seen: dict[Path, str]
+) -> Iterator[Chunk]:
+    """The chunks of all files in their order; no more of them are held at a time than the processes work on.
+
+    Args:
+        seen: takes the SHA-256 of the bytes that were read of each file.
+    """
+    chunks = raw_chunks(files, recipe.options, CHUNK, seen)
     first = list(islice(chunks, FEW // CHUNK))
     everything = itertools.chain(first, chunks)
     if workers < 2 or len(first) < FEW // CHUNK:
@@ -164,14 +228,6 @@ def encode_chunk(raw: RawChunk, recipe: Recipe, tokenizer: Any) -> Chunk:
     encoded = encode_records(records, tokenizer, recipe.rules, rejected)
     encoded.report.lengths = []
     return Chunk(as_table(encoded.rows), encoded.report, rejected)
-
-
-def schema() -> Any:
-    """The columns of a cache."""
-    import pyarrow as pa
-
-    numbers = pa.list_(pa.int32())
-    return pa.schema({"ids": numbers, "spans": numbers, "place": pa.string(), "length": pa.int32()})
 
 
 def as_table(rows: Sequence[Example]) -> Any:

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from glmft.data.encode import Example, LazyRows, Lengths, Rules
 from glmft.data.formats import Options, Record, read_records
 from glmft.data.packing import PackedRows, pack
 from glmft.errors import DataError
+from glmft.files import write_lines
 from glmft.settings.config import DataSettings
 from glmft.settings.sources import Source
 
@@ -23,12 +24,16 @@ class Rows:
         lengths: tokens of each row.
         rejected: (place, reason) of every bad record.
         lines: what became of the records, for whoever reads the log.
+        keys: of the caches that they come from: the same on all ranks, or these read different data.
+        notes: further lines, which this rank alone may have.
     """
 
     examples: Sequence[Example]
     lengths: list[int]
     rejected: list[tuple[str, str]]
     lines: list[str]
+    keys: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 class Picked(LazyRows):
@@ -43,6 +48,12 @@ class Picked(LazyRows):
     def row(self, index: int) -> Example:
         source, row = self.picks[index]
         return self.sources[source][row]
+
+
+def write_rejected(folder: Path, rejected: list[tuple[str, str]]) -> None:
+    """The bad records, a line each: where it stands and what is wrong with it. Raises OSError."""
+    if rejected:
+        write_lines(folder / "rejected.jsonl", ({"place": place, "reason": reason} for place, reason in rejected))
 
 
 def options_of(settings: DataSettings) -> Options:
@@ -87,15 +98,17 @@ def load_rows(
     rejected = [refused for part in parts for refused in part.rejected]
     if rejected:
         lines.append(f"data: {len(rejected)} bad records left out; rejected.jsonl says why")
+    keys, notes = [part.key for part in parts], [note for part in parts for note in part.notes]
     if not weighted:
-        return Rows(parts[0], parts[0].lengths, rejected, lines)
+        return Rows(parts[0], parts[0].lengths, rejected, lines, keys, notes)
     counts = rows_per_source([len(part) for part in parts], [source.weight for source in sources])
     picks = []
     for i, (part, count) in enumerate(zip(parts, counts, strict=True)):
         picks += [(i, row) for row in draw(len(part), count, seed + i)]
         name, times = groups[i][0], count / len(part)
         lines.append(f"data: {name} gives {count} of {sum(counts)} rows ({times:.2f} times its own)")
-    return Rows(Picked(parts, picks), [parts[i].lengths[row] for i, row in picks], rejected, lines)
+    lengths = [parts[i].lengths[row] for i, row in picks]
+    return Rows(Picked(parts, picks), lengths, rejected, lines, keys, notes)
 
 
 def split(rows: Rows, ratio: float, seed: int) -> tuple[Rows, Rows]:
@@ -107,14 +120,14 @@ def split(rows: Rows, ratio: float, seed: int) -> tuple[Rows, Rows]:
     if held_out >= count:
         raise DataError(f"--val_ratio {ratio:g}: leaves nothing of {count} rows to train on")
     trained, validation = chosen(rows, sorted(order[held_out:])), chosen(rows, sorted(order[:held_out]))
-    trained.lines = [*rows.lines, f"data: {held_out} of {count} rows held out for validation"]
-    return trained, validation
+    lines = [*rows.lines, f"data: {held_out} of {count} rows held out for validation"]
+    return replace(trained, lines=lines), replace(validation, notes=[])
 
 
 def chosen(rows: Rows, numbers: list[int]) -> Rows:
     """Some of the rows, in this order."""
     examples = Picked([rows.examples], [(0, i) for i in numbers])
-    return Rows(examples, [rows.lengths[i] for i in numbers], rows.rejected, [])
+    return replace(rows, examples=examples, lengths=[rows.lengths[i] for i in numbers], lines=[])
 
 
 def packed(rows: Rows, max_len: int, seed: int) -> Rows:
@@ -122,7 +135,7 @@ def packed(rows: Rows, max_len: int, seed: int) -> Rows:
     groups = pack(rows.lengths, max_len, seed)
     lines = [*rows.lines, f"data: {len(rows.lengths)} documents packed into {len(groups)} rows"]
     lengths = [sum(rows.lengths[i] for i in group) for group in groups]
-    return Rows(PackedRows(rows.examples, groups), lengths, rows.rejected, lines)
+    return replace(rows, examples=PackedRows(rows.examples, groups), lengths=lengths, lines=lines)
 
 
 def rows_per_source(sizes: Sequence[int], weights: Sequence[float]) -> list[int]:

@@ -96,10 +96,15 @@ class RawChunk:
     items: list[tuple[str, Any]]
 
 
-def raw_chunks(files: Iterable[Path | str], options: Options, size: int) -> Iterator[RawChunk]:
-    """The records of all files in their order, `size` at a time. Raises DataError for a file that cannot be read."""
+def raw_chunks(
+    files: Iterable[Path | str], options: Options, size: int, seen: dict[Path, str] | None = None
+) -> Iterator[RawChunk]:
+    """The records of all files in their order, `size` at a time; `seen` as in `raw_records`.
+
+    Raises DataError for a file that cannot be read.
+    """
     for path in map(Path, files):
-        format_name, items = file_format(path, options), raw_records(path)
+        format_name, items = file_format(path, options), raw_records(path, seen)
         while chunk := list(islice(items, size)):
             yield RawChunk(format_name, chunk)
 

@@ -1,6 +1,9 @@
 """Files to JSON values, strictly: what JSON or UTF-8 leaves unclear is an error with its place."""
 
+import contextlib
 import gzip
+import hashlib
+import io
 import json
 import zlib
 from collections.abc import Iterator
@@ -10,28 +13,63 @@ from typing import Any
 from glmft.errors import DataError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+BUFFER = 1 << 20
 
 
-def raw_records(path: Path) -> Iterator[tuple[str, Any]]:
+class DigestedFile(io.RawIOBase):
+    """A file that notes the bytes that are read of it.
+
+    Args:
+        digest: of hashlib; takes the bytes.
+    """
+
+    def __init__(self, path: Path, digest: Any):
+        self.file, self.digest = path.open("rb", buffering=0), digest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self.file.readinto(buffer)
+        self.digest.update(memoryview(buffer)[:count])
+        return count
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def raw_records(path: Path, seen: dict[Path, str] | None = None) -> Iterator[tuple[str, Any]]:
     """(place, line as bytes) of every line of a JSONL file, or (place, value) of a JSON array; plain or .gz.
 
     A place is FILE:LINE, or `FILE: record N` in an array. Lines are read one at a time; an array, with a fault in it or
     not, is read as a whole.
 
+    Args:
+        seen: takes the SHA-256 of the file's bytes, once no further record is there to ask for.
+
     Raises:
         DataError: the file cannot be opened or unpacked, or an array is no JSON.
     """
+    digest = hashlib.sha256()
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        with contextlib.ExitStack() as stack:
+            raw = path.open("rb", buffering=0) if seen is None else DigestedFile(path, digest)
+            whole = file = stack.enter_context(io.BufferedReader(raw, BUFFER))
+            if path.suffix == ".gz":
+                file = stack.enter_context(gzip.open(whole, "rb"))
             first = True
             for number, line in enumerate(file, 1):
                 line = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
                 if first and line.lstrip()[:1] == b"[":
                     yield from _array(line + file.read(), path, number)
-                    return
-                if line.strip():
+                elif line.strip():
                     first = False
                     yield f"{path}:{number}", line
+            while whole.read(BUFFER):
+                pass
+        if seen is not None:
+            seen[path] = digest.hexdigest()
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise DataError(f"{path}: is no whole gzip file; pack it again, or name it without .gz") from None
     except OSError as error:

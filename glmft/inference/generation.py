@@ -19,6 +19,8 @@ def answer(
     max_new_tokens: int = 256,
     template: str = "default",
     advance: Callable[[int], Any] = lambda count: None,
+    known: dict[int, str] | None = None,
+    keep: Callable[[dict[int, str]], Any] = lambda answers: None,
 ) -> list[str]:
     """The model's answer to each query, in the order of the queries.
 
@@ -29,15 +31,21 @@ def answer(
         max_new_tokens: longest answer, in tokens.
         template: as in training.
         advance: called with the number of answers finished since its last call.
+        known: answers that need not be generated, by the number of their query.
+        keep: called with the answers of each batch.
     """
+    known = known or {}
     prompts = [encode_prompt(tokenizer, query, max_src_len, template)[0] for query in queries]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
-    answers = [""] * len(prompts)
+    answers = [known.get(i, "") for i in range(len(prompts))]
+    order = [i for i in order if i not in known]
+    advance(len(known))
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
         generated = generate(model, tokenizer, [prompts[i] for i in chosen], max_new_tokens)
         for i, ids in zip(chosen, generated, strict=True):
             answers[i] = answer_text(tokenizer, ids)
+        keep({i: answers[i] for i in chosen})
         advance(len(chosen))
     return answers
 

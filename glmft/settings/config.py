@@ -278,10 +278,10 @@ class RunSettings:
     output_dir: str | None = setting(
         None, "new folder for what is trained; none: output/ and a name after the settings"
     )
-    overwrite_output_dir: bool = setting(False, "delete the run that output_dir holds and start anew")
+    overwrite_output_dir: bool = setting(False, "replace the run in output_dir, once the new one has a checkpoint")
     resume: str | None = setting(
         None,
-        "go on from a checkpoint in output_dir: its step, or yes (or nothing) for the newest",
+        "go on from a checkpoint in output_dir: yes (or nothing) for the newest, or a step to go back to",
         ("--resume_from_checkpoint",),
         bare="yes",
     )
@@ -316,6 +316,7 @@ class RunSettings:
         ("--deepspeed", "--deepspeed_config"),
     )
     local_rank: int | None = setting(None, "given by launchers; ignored")
+    rank_timeout: int = setting(1800, "seconds that a rank may keep the others waiting", at_least=1, at_most=10**7)
     verbose: bool = setting(False, "let the libraries print what they like")
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from glmft.dist import World, same_fate
-from glmft.errors import CheckpointError, one_line
-from glmft.files import digest_of, place_files, place_folder, remove_folder, start_folder, write_json
+from glmft.errors import CheckpointError
+from glmft.files import digest_of, place_files, place_folder, refusals_as, remove_folder, start_folder, write_json
 from glmft.training.random_state import RANDOM
 from glmft.training.state import STATE
 from glmft.weights import StoredTensors
@@ -58,9 +58,7 @@ def _resume_from_step(folder: Path, step: int) -> ResumePoint:
     problem = damage(chosen)
     if problem:
         raise CheckpointError(f"--resume {step}: {problem}; resume from another step")
-    later = [path.name for other, path in checkpoints(folder).items() if other > step]
-    replaced = f"warning: {', '.join(later)} are of the run before; each is replaced when this one gets there"
-    return ResumePoint(chosen, [replaced] if later else [])
+    return ResumePoint(chosen)
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -95,10 +93,10 @@ def publishing(folder: Path, world: World, into: bool = False) -> Iterator[Path 
         CheckpointError: on all ranks, if rank 0 could not write; what stood there before stays as it is.
     """
     aside = None
-    with same_fate(), _refusals_named(folder):
+    with same_fate(), refusals_as(folder, "free some space and go on with --resume yes"):
         if world.is_main:
             aside = start_folder(folder / "result" if into else folder)
-    with same_fate(), _refusals_named(folder):
+    with same_fate(), refusals_as(folder, "free some space and go on with --resume yes"):
         try:
             yield aside
             if aside is not None and into:
@@ -109,18 +107,6 @@ def publishing(folder: Path, world: World, into: bool = False) -> Iterator[Path 
         finally:
             if aside is not None:
                 remove_folder(aside)
-
-
-@contextlib.contextmanager
-def _refusals_named(target: Path) -> Iterator[None]:
-    """What the file system or a library refuses, as one line."""
-    try:
-        yield
-    except Exception as error:  # safetensors has a class of its own for a full disk
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise CheckpointError(
-            f"{target}: could not be saved ({reason}); free some space and go on with --resume yes"
-        ) from None
 
 
 def open_optimizer(checkpoint: Path) -> StoredTensors:

@@ -5,19 +5,22 @@ import errno
 import re
 from collections.abc import Callable, Iterator
 
+from glmft.dist import World
 from glmft.errors import CheckpointError, GlmftError, OutOfMemory, RankLost, one_line
+from glmft.training.roll_call import silent_ranks
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
-_LOST = re.compile(r"connection (closed|reset)|broken pipe|gloo|nccl|socket", re.IGNORECASE)
+_LATE = re.compile(r"timed? ?out", re.IGNORECASE)
+_LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|gloo|nccl|socket|timed? ?out", re.IGNORECASE)
 
 
 @contextlib.contextmanager
-def explained(ranks: int, advice: Callable[[], str] = lambda: "") -> Iterator[None]:
+def explained(world: World, advice: Callable[[], str] = lambda: "") -> Iterator[None]:
     """Turn such an exception into an `OutOfMemory` or a `RankLost`; let all others pass.
 
     Args:
-        ranks: how many there are; one alone cannot lose another.
+        world: one rank alone cannot lose another.
         advice: what helps against a lack of memory.
     """
     try:
@@ -28,11 +31,23 @@ def explained(ranks: int, advice: Callable[[], str] = lambda: "") -> Iterator[No
         if is_lack_of_memory(error):
             reason = one_line(error, 160) or type(error).__name__
             raise OutOfMemory(f"out of memory ({reason}){advice()}") from None
-        if ranks > 1 and isinstance(error, RuntimeError) and _LOST.search(str(error)):
-            raise RankLost("another rank has ended, so this run cannot go on: see that rank's message") from None
+        if world.size > 1 and isinstance(error, RuntimeError) and _LOST.search(str(error)):
+            raise RankLost(_what_was_lost(world, error)) from None
         if isinstance(error, OSError) and error.errno in _FULL:
             raise CheckpointError(f"{error.filename or 'the disk'}: cannot be written ({error.strerror})") from None
         raise
+
+
+def _what_was_lost(world: World, error: Exception) -> str:
+    """A rank that hangs by its number; one that has ended says by itself why, if it can."""
+    silent = silent_ranks(world, bool(_LATE.search(str(error)))) if world.store is not None else []
+    if not silent:
+        return "another rank has ended, so this run cannot go on: see its message, if it left one (SIGKILL leaves none)"
+    ranks = f"rank{'s' * (len(silent) > 1)} {', '.join(map(str, silent))}"
+    return (
+        f"{ranks} did not answer for {world.timeout} s, so this run cannot go on: see what hangs there, or give "
+        "a longer --rank_timeout"
+    )
 
 
 def is_lack_of_memory(error: Exception) -> bool:

@@ -14,7 +14,6 @@ from glmft.files import read_json_if_there
 from glmft.training.checkpoint import open_optimizer
 from glmft.training.job import Job
 from glmft.training.random_state import restore_random_state
-from glmft.training.run_folder import keep_checkpoints
 from glmft.training.state import TrainerState, load_state
 from glmft.training.zero_state import set_scaler_numbers, unpack
 
@@ -66,4 +65,3 @@ def restore(engine: Any, checkpoint: Path, state: TrainerState, job: Job) -> Non
     if job.scales_loss:
         set_scaler_numbers(engine, state.loss_scaler)
     restore_random_state(checkpoint, job.world)
-    keep_checkpoints(job.folder, job.world, None, state.best_step if job.config.save_best else None)

@@ -17,7 +17,8 @@ from glmft.settings.config import to_json
 from glmft.training.checkpoint import OPTIMIZER, publishing
 from glmft.training.job import Job
 from glmft.training.random_state import RANDOM, random_state
-from glmft.training.run_folder import BEST, RUN_CONFIG, keep_checkpoints
+from glmft.training.run_folder import keep_checkpoints
+from glmft.training.set_aside import BEST, RESULTS, RUN_CONFIG
 from glmft.training.signals import StopSignals
 from glmft.training.state import STATE, TrainerState
 from glmft.training.tracking import METRICS, Tracker, clock, read_metrics
@@ -114,7 +115,7 @@ def save_result(engine: Any, state: TrainerState, tracker: Tracker, job: Job) ->
     with publishing(job.folder, job.world, into=True) as aside:
         if aside is not None:
             write_trained(engine, trained, aside, job)
-            write_json(aside / "train_results.json", asdict(result))
+            write_json(aside / RESULTS, asdict(result))
             write_json(aside / STATE, history(result, state.total_steps, job))
     for line in summary(result, job):
         tracker.print(line)

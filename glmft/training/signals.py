@@ -1,17 +1,78 @@
 """Signals that ask a run to end: noted at once, obeyed between two optimizer steps."""
 
+import contextlib
+import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Self
 
-from glmft.dist import World, launchers, sum_over_ranks
+from glmft.dist import World, is_main, launchers, sum_over_ranks
+from glmft.errors import Stopped
 
-OBEYED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+OBEYED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+PATIENCE = 5.0  # seconds that a library may keep a signal waiting before training begins
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has asked the process to end; libraries let it pass, as they let pass Ctrl-C."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+def obeyed() -> list[signal.Signals]:
+    """The signals that ask a run to end; `nohup` has it ignore SIGHUP."""
+    return [number for number in OBEYED if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Outside the training loop these signals raise `Interrupted`.
+
+    Python looks at signals between two of its own instructions. If a library, such as one that waits for other ranks,
+    lets none pass for `PATIENCE` seconds, a thread ends the process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    noticed = threading.Event()
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        noticed.set()
+        raise Interrupted(signal.Signals(number).name)
+
+    def watch(reader: int) -> None:
+        with os.fdopen(reader, "rb", buffering=0) as signals:
+            while number := signals.read(1):
+                if signal.getsignal(number[0]) is interrupt and not noticed.wait(PATIENCE):
+                    os.write(2, f"{stopped_line(signal.Signals(number[0]).name)}\n".encode() if is_main() else b"")
+                    os._exit(Stopped.exit_code)
+
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    threading.Thread(target=watch, args=(reader,), daemon=True).start()
+    before = {number: signal.signal(number, interrupt) for number in obeyed()}
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        os.close(writer)
+        for number, handler in before.items():
+            if signal.getsignal(number) is interrupt:
+                signal.signal(number, handler)
+
+
+def stopped_line(reason: str) -> str:
+    """What a run says that is stopped outside its loop."""
+    return f"{Stopped.label}: by {reason} before training began; nothing is saved"
 
 
 class StopSignals:
-    """While this context lasts, SIGTERM, SIGINT and SIGUSR1 only leave a note; so does the loss of the launcher.
+    """While this context lasts, the signals `OBEYED` only leave a note; so does the loss of the launcher.
 
     Repeated signals change nothing: launchers send several. SIGKILL stays for the impatient. Handlers can be set in the
     main thread only; elsewhere nothing is caught.
@@ -24,7 +85,7 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._note) for number in OBEYED}
+            self.before = {number: signal.signal(number, self._note) for number in obeyed()}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,13 +1,19 @@
+import gzip
 import json
+import os
+import random
 import shutil
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from encoding import encoded
 
 from glmft.data import cache as module
-from glmft.data.cache import Recipe, cached_rows, key_of
-from glmft.data.encode import Lengths, Rules
+from glmft.data import formats
+from glmft.data.cache import Recipe, cached_rows, digests_of
+from glmft.data.encode import Example, Lengths, Rules
 from glmft.data.formats import Options, read_records
 from glmft.errors import DataError
 from glmft.family import FAMILIES
@@ -22,6 +28,10 @@ def data(tmp_path):
     rows = [{"instruction": f"云川{i}", "output": "岭溪" * (i % 30)} for i in range(300)]
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def key_of(files, recipe, tokenizer) -> str:
+    return module.key_of(digests_of([*files, Path(tokenizer.vocab_file)]), recipe, tokenizer)
 
 
 def recipe(**options) -> Recipe:
@@ -159,3 +169,111 @@ def test_figures_of_all_chunks_come_together(tokenizer, tmp_path, monkeypatch):
         f"data: {sum(lengths)} tokens, {report.supervised / sum(lengths):.1%} supervised; "
         f"length median {middle}, 95% {max(lengths)}, longest {max(lengths)}"
     )
+
+
+def harmed(folder, draw: random.Random) -> str:
+    """Cut, flip, grow, empty, remove or exchange one of a cache's files, or the whole folder; what was done."""
+    path = folder / draw.choice([module.ROWS, module.SUMMARY, "seal.json"])
+    kind = draw.choice(["cut", "flip", "grow", "empty", "remove", "folder", "link", "text", "all", "file"])
+    data = path.read_bytes()
+    if kind in ("all", "file"):
+        shutil.rmtree(folder)
+        (folder.mkdir if kind == "all" else folder.touch)()
+        return kind
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to(folder / "nowhere")
+    elif kind != "remove":
+        at = draw.randrange(len(data))
+        flipped = data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1 :]
+        made = {"cut": data[:at], "flip": flipped, "grow": data + b"{", "empty": b"", "text": b"[" * 100_000}
+        path.write_bytes(made[kind])
+    return f"{kind} {path.name}"
+
+
+def test_a_damaged_cache_is_made_again_with_a_line(data, tokenizer, tmp_path):
+    whole = cached_rows([data], recipe(), tokenizer, tmp_path / "cache", 1)
+    want, folder = list(whole), tmp_path / "cache" / whole.key
+    assert whole.notes == []
+    draw = random.Random(5)
+    for _ in range(60):
+        kind = harmed(folder, draw)
+        rows = cached_rows([data], recipe(), tokenizer, tmp_path / "cache", 1)
+        assert list(rows) == want, kind
+        assert len(rows.notes) == 1, kind
+        assert rows.notes[0].startswith(f"warning: the encoded data in {folder} was damaged ("), kind
+        assert len(rows.notes[0]) < 300
+        assert cached_rows([data], recipe(), tokenizer, tmp_path / "cache", 1).notes == [], kind
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        Example([-1, 5], ((0, 1),), "forged:1"),
+        Example([5, 10**6], ((0, 1),), "forged:1"),
+        Example([5, 6], ((0, 3),), "forged:1"),
+        Example([5, 6], ((-1, 1),), "forged:1"),
+        Example([5, 6], ((1, 1),), "forged:1"),
+        Example([5, 6, 7], ((1, 3), (0, 1)), "forged:1"),
+        Example([5, 6, 7], ((0, 2), (1, 3)), "forged:1"),
+        Example([5, 6], (), "forged:1"),
+    ],
+)
+def test_rows_that_cannot_be_are_made_again_though_their_seal_fits(forged, data, tokenizer, tmp_path):
+    from datasets import Features
+    from datasets.arrow_writer import ArrowWriter
+
+    whole = cached_rows([data], recipe(), tokenizer, tmp_path / "cache", 1)
+    want, folder = list(whole), tmp_path / "cache" / whole.key
+    with ArrowWriter(features=Features.from_arrow_schema(module.schema()), path=str(folder / module.ROWS)) as writer:
+        writer.write_table(module.as_table([*want[:5], forged, *want[5:]]))
+        writer.finalize()
+    module.seal(folder)
+    rows = cached_rows([data], recipe(), tokenizer, tmp_path / "cache", 1)
+    assert list(rows) == want
+    assert "ids or labels that cannot be" in rows.notes[0]
+
+
+def test_sealed_rows_may_touch_and_fill_their_row(data, tokenizer, tmp_path):
+    edges = [Example([5, 6, 7], ((0, 1), (1, 3)), "x:1"), Example([5], ((0, 1),), "x:2")]
+    module.require_rows(module.as_table(edges), 8)
+
+
+@pytest.mark.parametrize(("suffix", "workers"), [(".jsonl", 1), (".json", 1), (".json.gz", 2)])
+def test_a_file_exchanged_while_it_is_read_is_not_cached_under_the_name_of_another(
+    suffix, workers, tokenizer, tmp_path, monkeypatch
+):
+    def texts(word: str) -> bytes:
+        rows = [{"instruction": f"云川{i}", "output": word} for i in range(300)]
+        text = json.dumps(rows, ensure_ascii=False) if suffix != ".jsonl" else "\n".join(map(json.dumps, rows))
+        return gzip.compress(text.encode()) if suffix.endswith("gz") else text.encode()
+
+    def exchanged_before(path, options):
+        (tmp_path / "other").write_bytes(texts("溪"))
+        os.replace(tmp_path / "other", path)
+        return file_format(path, options)
+
+    path, file_format = tmp_path / f"data{suffix}", formats.file_format
+    path.write_bytes(texts("岭"))
+    monkeypatch.setattr(module, "CHUNK", 40)
+    monkeypatch.setattr(module, "FEW", 80)
+    monkeypatch.setattr(formats, "file_format", exchanged_before)
+    with pytest.raises(DataError, match=f"data{suffix}: changed while it was read"):
+        cached_rows([path], recipe(), tokenizer, tmp_path / "cache", workers)
+    assert not [p for p in (tmp_path / "cache").iterdir() if p.is_dir()]
+    monkeypatch.setattr(formats, "file_format", file_format)
+    for word in ("岭", "溪"):
+        path.write_bytes(texts(word))
+        row = cached_rows([path], recipe(), tokenizer, tmp_path / "cache", 1)[0]
+        assert word in tokenizer.decode(row.ids)
+
+
+def test_a_temporary_cache_is_gone_as_soon_as_its_rows_are_open(data, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "file").touch()
+    rows = cached_rows([data], recipe(), tokenizer, tmp_path / "file" / "cache", 1)
+    assert not list((tmp_path / "tmp").iterdir())
+    assert len(list(rows)) == 300

@@ -91,6 +91,30 @@ def _rank(rank: int, size: int, port: int, argv: list[str], log: str, harm: Harm
         os._exit(code)
 
 
+def _command(command: str, argv: list[str], log: str, harm: Harm) -> None:
+    with open(log, "w", encoding="utf-8", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        import torch
+
+        from glmft.cli import main
+
+        torch.set_num_threads(1)
+        harm.befall(0)
+        os._exit(main(argv, command=command))
+
+
+def run(command: str, argv: list[str], folder: Path, **harm: Any) -> tuple[int, str]:
+    """Exit code of a command without a launcher, and what it printed; `harm` is that of `Harm`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    log = folder / f"{command}.log"
+    process = context.Process(target=_command, args=(command, argv, str(log), Harm(**harm)))
+    process.start()
+    process.join(SECONDS)
+    return process.exitcode, log.read_text(encoding="utf-8")
+
+
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """The figures that a run has written; every line is whole."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from glmft.dist import World
-from glmft.errors import CheckpointError, ConfigError
+from glmft.errors import CheckpointError
 from glmft.files import remove_leftovers
 from glmft.training.checkpoint import OPTIMIZER, ResumePoint, damage, find_resume, open_optimizer, publishing
 from glmft.training.random_state import RANDOM, random_state, restore_random_state
-from glmft.training.run_folder import RUN_CONFIG, claim_output, keep_checkpoints, point_best, rotate
+from glmft.training.run_folder import keep_checkpoints, point_best, rotate
 from glmft.training.state import STATE, LogFigures, TrainerState, load_state
 from glmft.weights import Shards, StoredTensors
 
@@ -81,8 +81,6 @@ def test_resume_takes_the_newest_whole_checkpoint_and_warns_of_the_others(tmp_pa
     assert "checkpoint-10" in newest.messages[0]
     second = find_resume(tmp_path, "2")
     assert second.checkpoint == tmp_path / "checkpoint-2"
-    assert second.messages[0].startswith("warning: checkpoint-4, checkpoint-10 are of the run before")
-    assert find_resume(tmp_path, "4").messages == [second.messages[0].replace("checkpoint-4, ", "")]
 
 
 def test_resume_of_a_torn_or_absent_step_is_an_error_that_lists_what_there_is(tmp_path):
@@ -108,33 +106,6 @@ def test_a_save_that_fails_leaves_the_checkpoints_before(tmp_path):
         half_written(aside)
     assert find_resume(tmp_path, "yes") == ResumePoint(tmp_path / "checkpoint-2")
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-2"]
-
-
-def test_an_output_folder_is_new_empty_or_claimed_by_a_flag(tmp_path):
-    place = tmp_path / "a" / "b"
-    claim_output(place, overwrite=False, resume=False)
-    claim_output(place, overwrite=False, resume=False)
-    (place / RUN_CONFIG).write_text("{}")
-    with pytest.raises(ConfigError, match="holds a run already"):
-        claim_output(place, overwrite=False, resume=False)
-    claim_output(place, overwrite=False, resume=True)
-    assert (place / RUN_CONFIG).is_file()
-    claim_output(place, overwrite=True, resume=False)
-    assert not any(place.iterdir())
-
-
-@pytest.mark.parametrize("overwrite", [True, False])
-def test_foreign_files_are_never_touched(overwrite, tmp_path):
-    (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="no run of glmft"):
-        claim_output(tmp_path, overwrite=overwrite, resume=False)
-    assert (tmp_path / "mine.txt").read_text() == "mine"
-
-
-def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path):
-    (tmp_path / "out").write_text("")
-    with pytest.raises(ConfigError, match="is a file"):
-        claim_output(tmp_path / "out", overwrite=False, resume=False)
 
 
 def test_published_files_replace_older_ones(tmp_path):
@@ -238,14 +209,3 @@ def test_the_link_to_the_best_and_the_oldest_go_with_each_save(tmp_path):
     others = World(1, 1, 2, torch.device("cpu"), torch.float32)
     keep_checkpoints(tmp_path, others, limit=1, best=None)  # another rank leaves the files alone
     assert (tmp_path / "checkpoint-4").is_dir()
-
-
-def test_an_output_folder_with_leftovers_of_a_kill_is_free(tmp_path):
-    (tmp_path / ".writing-checkpoint-4").mkdir()
-    claim_output(tmp_path, overwrite=False, resume=False)
-    assert [path.name for path in tmp_path.iterdir()] == [".writing-checkpoint-4"]
-
-
-def test_resuming_where_nothing_is_starts_a_folder(tmp_path):
-    claim_output(tmp_path / "new", overwrite=False, resume=True)
-    assert (tmp_path / "new").is_dir()

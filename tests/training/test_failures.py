@@ -3,12 +3,14 @@ import errno
 import pytest
 import torch
 
+from glmft.dist import World
 from glmft.errors import CheckpointError, ConfigError, OutOfMemory, RankLost
 from glmft.training.failures import explained
 
 
 def raised(error: Exception, ranks: int = 2) -> Exception:
-    with pytest.raises(Exception) as caught, explained(ranks, lambda: "; do this"):  # noqa: PT011
+    world = World(0, 0, ranks, torch.device("cpu"), torch.float32)
+    with pytest.raises(Exception) as caught, explained(world, lambda: "; do this"):  # noqa: PT011
         raise error
     return caught.value
 

@@ -7,7 +7,7 @@ import torch
 
 from glmft.dist import World
 from glmft.training import signals
-from glmft.training.signals import OBEYED, StopSignals
+from glmft.training.signals import OBEYED, Interrupted, StopSignals, interruptible
 
 ALONE = World(0, 0, 1, torch.device("cpu"), torch.float32)
 
@@ -32,6 +32,31 @@ def test_the_loss_of_the_launcher_is_a_reason_too(monkeypatch):
         monkeypatch.setattr(signals, "launchers", lambda: (10, 1))
         assert stop.noted
         assert stop.reason == "the end of the launcher"
+
+
+def test_a_signal_that_is_to_be_ignored_is():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals(ALONE) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.noted
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", OBEYED)
+def test_outside_the_loop_a_signal_interrupts_and_the_handlers_are_put_back(number):
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted) as caught, interruptible():
+        os.kill(os.getpid(), number)  # which Python notices before it goes on
+    assert caught.value.reason == signal.Signals(number).name
+    assert signal.getsignal(number) == before
+
+
+def test_inside_the_loop_it_only_leaves_a_note():
+    with interruptible(), StopSignals(ALONE) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.noted
 
 
 def test_outside_the_main_thread_nothing_is_caught():

@@ -1,0 +1,76 @@
+"""A full disk while answering or merging: one line, what is finished is kept, and the same command goes on from it."""
+
+import json
+
+import pytest
+from ranks import BASE, LORA, run, train
+from safetensors.torch import load_file
+
+PREDICT = ["--max_samples", "24", "--max_new_tokens", "6", "--per_device_eval_batch_size", "4"]
+
+
+def refused(printed: str) -> str:
+    """The one line of an error."""
+    assert "Traceback" not in printed
+    [line] = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert "free some space" in line
+    return line
+
+
+def names(folder) -> set[str]:
+    return {path.name for path in folder.rglob("*")} if folder.exists() else set()
+
+
+def test_predictions_go_on_from_the_answers_that_are_kept(tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    code, printed = run("predict", [*PREDICT, "--output_dir", str(whole)], tmp_path)
+    assert code == 0, printed
+    kept = [0]
+    for limit in (300, 700, 1100):
+        code, printed = run("predict", [*PREDICT, "--output_dir", str(out)], tmp_path, file_bytes=limit)
+        assert code == 2, printed
+        assert "(File too large)" in refused(printed)
+        partial = out / "partial_predictions.jsonl"
+        lines = partial.read_text(encoding="utf-8").splitlines(keepends=True) if partial.exists() else []
+        assert all(line.endswith("\n") and json.loads(line) for line in lines)
+        assert names(out) <= {"partial_predictions.jsonl"}
+        kept.append(max(0, len(lines) - 1))
+    assert kept == sorted(kept)
+    assert kept[-1] > kept[1] > 0
+    code, printed = run("predict", [*PREDICT, "--output_dir", str(out)], tmp_path)
+    assert code == 0, printed
+    assert names(out) == names(whole) == {"generated_predictions.txt", "predict_results.json"}
+    for name in names(whole):
+        assert (out / name).read_text(encoding="utf-8") == (whole / name).read_text(encoding="utf-8")
+
+
+def test_answers_of_another_command_are_not_taken(tmp_path):
+    out = tmp_path / "out"
+    assert run("predict", [*PREDICT, "--output_dir", str(out)], tmp_path, file_bytes=1100)[0] == 2
+    before = (out / "partial_predictions.jsonl").read_text().splitlines()
+    again = [*PREDICT, "--max_new_tokens", "5", "--output_dir", str(out)]
+    assert run("predict", again, tmp_path, file_bytes=1100)[0] == 2
+    after = (out / "partial_predictions.jsonl").read_text().splitlines()
+    assert after[0] != before[0]
+
+
+@pytest.fixture(scope="module")
+def adapter(uneven, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapter")
+    flags = ["--train_path", str(uneven), *LORA, "--max_steps", "1", "--output_dir", str(folder / "out")]
+    codes, printed = train(flags, 1, folder)
+    assert codes == [0], printed
+    return folder / "out"
+
+
+@pytest.mark.parametrize("limit", [400, 3000, 1_000_000])
+def test_a_merge_leaves_nothing_half_written_and_can_be_tried_again(limit, adapter, tmp_path):
+    flags = ["--ori_model_dir", str(BASE), "--model_dir", str(adapter), "--output_dir", str(tmp_path / "merged")]
+    code, printed = run("merge", flags, tmp_path, file_bytes=limit)
+    assert code == 2, printed
+    assert f"{tmp_path / 'merged'}: could not be saved (" in refused(printed)
+    assert names(tmp_path) == {"merge.log"}
+    (tmp_path / "merge.log").unlink()
+    code, printed = run("merge", flags, tmp_path)
+    assert code == 0, printed
+    assert len(load_file(tmp_path / "merged" / "model.safetensors")) > 10
