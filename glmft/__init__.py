@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "GlmftError": "glmft.errors",
     "InspectConfig": "glmft.settings.config",
-    "MergeConfig": "glmft.settings.config",
+    "MergeConfig": "glmft.settings.tools",
     "PredictConfig": "glmft.settings.config",
     "TrainConfig": "glmft.settings.config",
     "answer": "glmft.inference.generation",

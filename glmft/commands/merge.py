@@ -6,7 +6,7 @@ from glmft.commands.quiet import quiet
 from glmft.errors import ConfigError
 from glmft.files import new_folder, refusals_as
 from glmft.inference.loading import locate, warn_of_quantisation
-from glmft.settings.config import MergeConfig
+from glmft.settings.tools import MergeConfig
 
 
 def merge(config: MergeConfig) -> Path:

@@ -369,17 +369,6 @@ class InspectConfig(LearningSettings):
     color: str = setting("auto", "color what is learned; auto: on a terminal", choices=("auto", "always", "never"))
 
 
-@dataclass
-class MergeConfig:
-    """Fold LoRA weights into their base model; neither input is changed."""
-
-    ori_model_dir: str | None = setting(None, "folder of the base model; none: the path that the adapter recorded")
-    model_dir: str | None = setting(None, "folder of the LoRA adapter (required)")
-    mode: str | None = setting(None, "model family; read off the folder where that shows it", choices=FAMILIES)
-    output_dir: str | None = setting(None, "new folder for the merged model; none: merged/ in model_dir")
-    max_shard_size: str = setting("2GB", "largest weight file")
-
-
 def resume_point(given: str | None, output_dir: str | None) -> str | None:
     """`yes` or a step, where users also write True, latest, or the path of a checkpoint in `output_dir`."""
     if given is None or given.lower() in ("no", "false"):

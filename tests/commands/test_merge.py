@@ -8,7 +8,7 @@ from glmft.commands.merge import merge
 from glmft.errors import CheckpointError, ConfigError
 from glmft.family import FAMILIES
 from glmft.models.loading import fingerprint, load_config, load_model
-from glmft.settings.config import MergeConfig
+from glmft.settings.tools import MergeConfig
 from glmft.tuners.lora import Lora
 from glmft.tuners.prefix import Prefix
 

@@ -15,8 +15,7 @@ from glmft.errors import CheckpointError, ConfigError
 from glmft.models import nf4
 from glmft.models.loading import load_config, load_model, record_of
 from glmft.models.quantised import quantised_layers
-from glmft.settings.config import MergeConfig
-from glmft.settings.tools import QuantizeConfig
+from glmft.settings.tools import MergeConfig, QuantizeConfig
 from glmft.tuners.freeze import Freeze
 from glmft.tuners.full import Full
 from glmft.tuners.lora import Lora

@@ -6,9 +6,10 @@ import pytest
 
 from glmft.errors import ConfigError
 from glmft.settings.checks import check
-from glmft.settings.config import MergeConfig, PredictConfig, TrainConfig, split_names
+from glmft.settings.config import PredictConfig, TrainConfig, split_names
 from glmft.settings.defaults import find_ds_file, shipped, with_defaults
 from glmft.settings.flags import parse_arguments
+from glmft.settings.tools import MergeConfig
 
 
 def parse(*argv: str) -> TrainConfig:
