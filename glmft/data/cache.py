@@ -101,8 +101,9 @@ def cached_rows(files: Sequence[Path], recipe: Recipe, tokenizer: Any, home: Pat
             # What is mapped into memory stays there when the folder goes, which it does before the run begins.
             temporary = tempfile.TemporaryDirectory(prefix="glmft-cache-", ignore_cleanup_errors=True)
             home = Path(stack.enter_context(temporary))
-        digests = digests_of([*files, Path(tokenizer.vocab_file)])
-        folder = home / key_of(digests, recipe, tokenizer)
+        read = [*files, Path(tokenizer.vocab_file)]
+        digests = digests_of(read)
+        folder = home / key_of(read, digests, recipe, tokenizer)
         return _opened(folder, len(tokenizer), lambda: build(folder, files, digests, recipe, tokenizer, workers))
 
 
@@ -134,14 +135,14 @@ def digests_of(files: Sequence[Path]) -> dict[Path, str]:
     return digests
 
 
-def key_of(digests: dict[Path, str], recipe: Recipe, tokenizer: Any) -> str:
+def key_of(read: Sequence[Path], digests: dict[Path, str], recipe: Recipe, tokenizer: Any) -> str:
     """A hash over the files' places and contents, the recipe and the tokenizer."""
     kind = type(tokenizer)
     described = {
         "layout": LAYOUT,
         "recipe": asdict(recipe),
         "tokenizer": (kind.__module__, kind.__name__, tokenizer.own_settings()),
-        "files": [(str(path), digest) for path, digest in digests.items()],
+        "files": [(str(path), digests[path]) for path in read],
     }
     text = json.dumps(described, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
@@ -158,12 +159,11 @@ def build(
     Raises:
         DataError: as `cached_rows`, or a file changes meanwhile.
     """
-    seen: dict[Path, str] = {}
     from datasets import Features
     from datasets.arrow_writer import ArrowWriter
     from tqdm import tqdm
 
-    report, rejected = EncodingReport(), Rejected(recipe.options)
+    report, rejected, seen = EncodingReport(), Rejected(recipe.options), {}
     try:
         with new_folder(folder) as aside:
             columns = Features.from_arrow_schema(schema())

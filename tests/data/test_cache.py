@@ -31,7 +31,8 @@ def data(tmp_path):
 
 
 def key_of(files, recipe, tokenizer) -> str:
-    return module.key_of(digests_of([*files, Path(tokenizer.vocab_file)]), recipe, tokenizer)
+    read = [*files, Path(tokenizer.vocab_file)]
+    return module.key_of(read, digests_of(read), recipe, tokenizer)
 
 
 def recipe(**options) -> Recipe:
@@ -78,10 +79,11 @@ def test_the_key_hangs_on_all_that_the_rows_hang_on(data, official_folders, tmp_
         key_of([data], Recipe(Options(), Rules(LENGTHS, "raw")), glm2),
         key_of([data], Recipe(Options(), Rules(LENGTHS, "default", "last")), glm2),
         key_of([data], recipe(), glm3),
+        key_of([data, data], recipe(), glm2),
     ]
     with data.open("a", encoding="utf-8") as file:
         file.write('{"instruction": "新", "output": "行"}\n')
-    assert len({base, *others, key_of([data], recipe(), glm2)}) == 7
+    assert len({base, *others, key_of([data], recipe(), glm2)}) == 8
 
 
 def test_a_killed_build_leaves_no_broken_cache(data, tokenizer, tmp_path, monkeypatch):
