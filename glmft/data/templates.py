@@ -156,6 +156,9 @@ class ExtraLengths:
     unused: int = 0
 
 
+NOTHING_EXTRA = ExtraLengths()
+
+
 def extra_lengths(tokenizer: Any, template: str) -> ExtraLengths:
     """The reference project cuts a question to `max_src_len` before it adds special tokens by id.
 
@@ -163,7 +166,7 @@ def extra_lengths(tokenizer: Any, template: str) -> ExtraLengths:
     data set takes these three off the answer's room a second time.
     """
     if template != "reference":
-        return ExtraLengths()
+        return NOTHING_EXTRA
     return ExtraLengths(prompt=3, unused=3) if tokenizer.family == "glm3" else ExtraLengths(prompt=2)
 
 
