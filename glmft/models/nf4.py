@@ -88,11 +88,14 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def keep_trainable(model: nn.Module) -> None:
-    """Keep bitsandbytes from putting the weights into another form at the first forward pass in eval mode.
+    """Undo what stands in the way of training over bitsandbytes' weights; nothing of it concerns other models.
 
-    On CPUs with AVX512-BF16 it would: scales rounded to bf16, shapes that are no multiple of 64 refused, no gradient
-    passed on when training continues.
+    At the first forward pass in eval mode bitsandbytes would put them into another form on CPUs with AVX512-BF16:
+    scales rounded to bf16, shapes that are no multiple of 64 refused, no gradient passed on when training continues.
+    And transformers would refuse `half()`, which DeepSpeed calls in fp16 and which leaves these weights alone.
     """
+    if getattr(model, "is_quantized", False):
+        model.is_quantized = False
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False

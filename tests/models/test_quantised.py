@@ -240,3 +240,21 @@ def test_a_model_over_integers_computes_what_it_does_over_their_floats(bits, fam
     for name, parameter in quantised.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-5, atol=1e-6, msg=name)
     assert expected.keys() - dict(quantised.named_parameters()).keys() == {f"{name}.weight" for name in names}
+
+
+@pytest.mark.slow
+def test_a_whole_model_over_integers_compiles_in_one_graph(official_folders):
+    from glmft.models.loading import load_config, load_model
+
+    model = load_model(
+        load_config(official_folders["glm2"], quantization_bit="4"), official_folders["glm2"], torch.float32
+    )
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    ids, gradients = torch.tensor([[5, 6, 7, 8, 9, 10]]), []
+    for run in (model, compiled):
+        run(input_ids=ids, labels=ids).loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+        model.zero_grad()
+    for plain, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, other, rtol=1e-4, atol=1e-5)

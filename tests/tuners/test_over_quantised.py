@@ -149,6 +149,16 @@ def test_answering_between_two_steps_changes_no_gradient_of_the_next(folder, row
         assert torch.equal(before, after)
 
 
+@pytest.mark.parametrize("quantisation", QUANTISATIONS)
+def test_half_of_a_model_keeps_what_is_quantised(quantisation, folder, rows):
+    """DeepSpeed calls `half` in fp16."""
+    model = TUNERS["ptuning"]().apply(over(quantisation, folder, torch.float16)).half()
+    expected = over(quantisation, folder, torch.float16).state_dict()
+    assert {t.dtype for t in expected.values()} & {torch.int8, torch.uint8}
+    assert all(torch.equal(t, expected[n]) for n, t in model.state_dict().items() if n in expected)
+    model(**rows).loss.backward()
+
+
 @pytest.mark.parametrize(
     ("tuner", "reason"),
     [
