@@ -3,8 +3,8 @@
     python -m benchmarks.encode_tiktoken --model glm-4-9b-chat [--records 100000]
 
 `messages`: ids of messages, role tokens in front, beside `tiktoken.Encoding.encode` on the texts in them. `rows`:
-conversations to rows with labels, cut and counted, beside that. `files`: lines of a file to a table of rows, as training
-caches them, beside `json.loads` and that.
+conversations to rows with labels, cut and counted, beside that. `files`: lines of a file to a table of rows, as they
+are cached, beside `json.loads` and that.
 """
 
 import argparse

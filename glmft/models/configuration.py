@@ -45,7 +45,7 @@ class ChatGLMConfig(Quantisable, PreTrainedConfig):
         return kind.from_dict(config_dict, **kwargs)
 
     def __post_init__(self, **kwargs: Any):
-        self._recorded = {k: v for k, v in kwargs.items() if k in ("_name_or_path", *_generation_keys())}
+        self._recorded = {k: v for k, v in kwargs.items() if k in (*_TAKEN_OUT, *_generation_keys())}
         super().__post_init__(**kwargs)
         # The class of the official code: others (vLLM, official scripts) go by it, and never find ours.
         self._recorded["architectures"] = self.architectures or ["ChatGLMModel"]
@@ -65,6 +65,8 @@ class ChatGLMConfig(Quantisable, PreTrainedConfig):
         output = {key: value for key, value in self.to_dict().items() if key not in _TRANSFORMERS_OWN}
         # transformers takes these out of a config.json, or puts a local path in; official code reads them there.
         output.update(output.pop("_recorded", {}))
+        if "num_hidden_layers" in output:  # GLM-4's code reads it beside its own name
+            output["num_hidden_layers"] = self.num_layers
         if output.get("dtype") is not None:
             output["torch_dtype"] = output["dtype"]
         for name in _LEFT_OUT_IF_NONE:
@@ -86,6 +88,7 @@ _LEFT_OUT_IF_NONE = (
     "prompt_hidden_size",
     "quantization_bit",
 )
+_TAKEN_OUT = ("_name_or_path", "num_hidden_layers", "attn_implementation")
 _TRANSFORMERS_OWN = {
     "chunk_size_feed_forward",
     "id2label",
@@ -229,7 +232,7 @@ class ChatGLM2Config(ChatGLMConfig):
     @property
     def rope_line(self) -> str | None:
         """Which of the two official formulas of `rope_ratio` is taken, for the user's log; None without one."""
-        if self.rope_ratio == 1:
+        if self.rope_ratio == 1 or self.family == "glm4":  # which has one of them only
             return None
         taken = "divides the positions" if self.rope_scales_positions else "multiplies the rotary base"
         other = "base" if self.rope_scales_positions else "positions"

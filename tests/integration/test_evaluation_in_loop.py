@@ -21,14 +21,21 @@ def figures(folder: Path, name: str) -> dict[int, float]:
 
 
 @pytest.mark.parametrize(
-    ("family", "stage", "ranks"), [("glm2", "2_no_offload", 1), ("glm3", "3_no_offload", 2), ("glm", "0", 2)]
+    ("family", "stage", "ranks"),
+    [
+        ("glm2", "2_no_offload", 1),
+        ("glm3", "3_no_offload", 2),
+        ("glm", "0", 2),
+        pytest.param("glm4", "2_no_offload", 2, marks=pytest.mark.slow),
+        pytest.param("native-glm4", "3_no_offload", 2, marks=pytest.mark.slow),
+    ],
 )
-def test_scores_in_the_loop_are_those_of_the_saved_model(family, stage, ranks, official_folders, uneven, tmp_path):
+def test_scores_in_the_loop_are_those_of_the_saved_model(family, stage, ranks, all_folders, uneven, tmp_path):
     """Every rank answers its share, under ZeRO-3 all together; predict's own path gives the same scores."""
     out = tmp_path / "out"
     flags = ["--train_path", str(uneven), "--val_path", str(uneven), *STEPS, "--max_steps", "4", "--eval_steps", "2"]
     flags += ["--predict_with_generate", "--eval_samples", "5", "--max_new_tokens", "12", "--save_best", "bleu-4"]
-    flags += ["--per_device_eval_batch_size", "2", "--model_name_or_path", str(official_folders[family])]
+    flags += ["--per_device_eval_batch_size", "2", "--model_name_or_path", str(all_folders[family])]
     flags += ["--save_model_step", "1000", "--ds_file", f"ds_zero{stage}.json", "--output_dir", str(out)]
     codes, printed = train(flags, ranks, tmp_path)
     assert codes == [0] * ranks, printed

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from glmft.errors import ConfigError
@@ -47,3 +49,16 @@ def test_without_a_ratio_there_is_nothing_to_say():
 def test_shapes_that_no_checkpoint_has_are_refused(kind, keys, message):
     with pytest.raises(ConfigError, match=message):
         kind(**keys)
+
+
+def test_glm4s_second_name_for_its_layers_is_kept():
+    """Its official code reads one, transformers' caches in it the other."""
+    config = ChatGLM2Config(num_layers=4, num_hidden_layers=4, attn_implementation="sdpa", glmft_family="glm4")
+    config.num_layers = 2
+    saved = json.loads(config.to_json_string())
+    assert (saved["num_layers"], saved["num_hidden_layers"], saved["attn_implementation"]) == (2, 2, "sdpa")
+    assert "num_hidden_layers" not in json.loads(ChatGLM2Config(num_layers=4).to_json_string())
+
+
+def test_glm4_has_one_formula_of_rope_ratio():
+    assert ChatGLM2Config(rope_ratio=500, glmft_family="glm4").rope_line is None

@@ -77,9 +77,10 @@ def test_a_prompt_is_embeddings_in_front(folder, rows):
 
 
 @pytest.mark.parametrize("tuner", [None, Prefix(3, False), Prompt(3, "none")], ids=["base", "prefix", "prompt"])
-def test_batched_answers_are_the_single_ones(tuner, folder):
+@pytest.mark.parametrize("name", ["glm4", "native-glm", "native-glm4"])
+def test_batched_answers_are_the_single_ones(name, tuner, all_folders):
     torch.manual_seed(0)
-    model, tokenizer = glmft.load(folder, dtype="fp32", device="cpu")
+    model, tokenizer = glmft.load(all_folders[name], dtype="fp32", device="cpu")
     model = (tuner.apply(model) if tuner else model).eval()
     questions = ["云川", "岭溪泉峰湖岛", "林松柏梅兰竹菊荷莲"]
     batched = glmft.answer(model, tokenizer, questions, max_new_tokens=6)
