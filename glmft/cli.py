@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from glmft import __version__
 from glmft.dist import alike_on_all_ranks, end_process, env_rank, is_main, parting
-from glmft.errors import GlmftError
+from glmft.errors import GlmftError, Unforeseen, of_the_system, shown
 from glmft.settings.config import InspectConfig, MergeConfig, PredictConfig, TrainConfig
 from glmft.settings.flags import parse_arguments
 from glmft.settings.tools import QuantizeConfig
@@ -121,13 +121,14 @@ def main(argv: Sequence[str] | None = None, command: str | None = None, program:
                 raise GlmftError(f"{command}: no such command; there are {', '.join(COMMANDS)}", of_all_ranks=True)
         with contextlib.nullcontext() if command == "train" else alike_on_all_ranks():
             return COMMANDS[command](arguments, program or f"glmft {command}")
-    except GlmftError as error:
-        if is_main() or not error.of_all_ranks:
-            whose = "" if is_main() else f"rank {env_rank()}: "
-            for problem in error.problems:
-                print(f"{error.label}: {whose}{problem}", file=sys.stderr, flush=True)
-        return error.exit_code
     except KeyboardInterrupt:
         if is_main():
             print("stopped: by SIGINT before training began; nothing is saved", file=sys.stderr, flush=True)
         return 130
+    except Exception as error:
+        known = error if isinstance(error, GlmftError) else of_the_system(error) or Unforeseen(error)
+        if is_main() or not known.of_all_ranks:
+            whose = "" if is_main() else f"rank {env_rank()}: "
+            for line in shown((whose + problem for problem in known.problems), known.label):
+                print(line, file=sys.stderr, flush=True)
+        return known.exit_code

@@ -1,6 +1,7 @@
 """`glmft predict`: answer every record of a file and score the answers."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     folder = prediction_folder(config, place.adapter)
     records, rejected = read_all(sources, config)
     records = records[: config.max_samples]
-    write_rejected(folder, rejected)
     quiet()
     model, tokenizer = load(
         config.model_name_or_path,
@@ -41,6 +41,8 @@ def predict(config: PredictConfig) -> dict[str, Any]:
         quantization_bit=config.quantization_bit,
         attn_implementation=config.attn_implementation,
     )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_rejected(folder, rejected)
     from tqdm import tqdm
 
     with tqdm(total=len(records), unit="record", disable=None) as bar:
@@ -67,12 +69,11 @@ def predict(config: PredictConfig) -> dict[str, Any]:
 
 
 def prediction_folder(config: PredictConfig, adapter: Path | None) -> Path:
-    """Where predictions go, made if need be. Raises ConfigError if it cannot be written or holds predictions."""
+    """Where predictions go; nothing is made yet. Raises ConfigError if it cannot be written or holds predictions."""
     folder = Path(config.output_dir) if config.output_dir else (adapter or Path("output")) / "predict"
     if (folder / "generated_predictions.txt").exists():
         raise ConfigError(f"{folder}: holds predictions already; name another folder with --output_dir")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output_dir {folder}: cannot be written ({error.strerror})") from None
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(f"--output_dir {folder}: cannot be written below {there}")
     return folder
