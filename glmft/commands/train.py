@@ -146,15 +146,12 @@ def fitting_tuner(config: TrainConfig, model_config: Any, zero_stage: int) -> An
     from glmft.tuners import make_tuner
 
     tuner = make_tuner(config)
-    problems = quantisation_problems(tuner, model_config, zero_stage)
-    if problems:
-        raise ConfigError(problems)
-    model = meta_model(model_config)
-    problems = tuner.problems(model)
+    problems = base_problems(tuner, model_config, zero_stage)
     if isinstance(model_config, NativeConfig):
         problems += unsupported(config.train_type, config.attn_implementation, config.use_reentrant)
     if problems:
         raise ConfigError(problems)
+    model = meta_model(model_config)
     trained, there = tuner.expected(model, f"--train_type {config.train_type}"), dict(model.named_parameters())
     size = 4 * sum(math.prod(shape) for name, shape in trained.items() if name not in there)
     if size > host_memory():
@@ -165,8 +162,10 @@ def fitting_tuner(config: TrainConfig, model_config: Any, zero_stage: int) -> An
     return tuner
 
 
-def quantisation_problems(tuner: Any, model_config: Any, zero_stage: int) -> list[str]:
-    """Why the base cannot be trained in this way, as it is quantised."""
+def base_problems(tuner: Any, model_config: Any, zero_stage: int) -> list[str]:
+    """Why the base cannot be trained in this way: as it is quantised, or as the settings do not fit its shape."""
+    from glmft.models.loading import meta_model
+
     if model_config.quantisation and tuner.needs_floats:
         return [tuner.needs_floats]
     if model_config.uses_bitsandbytes and zero_stage == 3:
@@ -174,7 +173,7 @@ def quantisation_problems(tuner: Any, model_config: Any, zero_stage: int) -> lis
             "--ds_file: ZeRO-3 cannot partition the weights of bitsandbytes; take --quantization_bit 4 or 8, or a file "
             "of stage 0 to 2"
         ]
-    return []
+    return tuner.problems(meta_model(model_config))
 
 
 def check_states(checkpoint: Path | None) -> None:

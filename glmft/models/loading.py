@@ -140,10 +140,7 @@ def check_folder(config: Any, folder: str | Path) -> StoredTensors:
         raise ConfigError(f"{folder}: holds a model and an adapter ({PEFT_JSON}); move the adapter to its own folder")
     stored = StoredTensors(weight_files(folder))
     require_size(config, stored, folder)
-    try:
-        model = meta_model(config)
-    except Exception as error:  # whatever values that do not belong together make transformers raise
-        raise ConfigError(f"{folder / 'config.json'}: {one_line(error)}") from None
+    model = meta_model(config)
     if not (config.uses_bitsandbytes and is_quantised(folder)):  # whose files hold what only bitsandbytes knows
         require_tensors(model, stored, folder)
     return stored
