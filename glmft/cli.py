@@ -12,7 +12,7 @@ from typing import NoReturn
 from glmft import __version__
 from glmft.console import hold_standard_files, lasting_output
 from glmft.dist import alike_on_all_ranks, end_process, env_rank, is_main, parting
-from glmft.errors import GlmftError, Stopped
+from glmft.errors import GlmftError, Stopped, Unforeseen, of_the_system, shown
 from glmft.settings.config import InspectConfig, PredictConfig, TrainConfig
 from glmft.settings.flags import parse_arguments
 from glmft.settings.tools import MergeConfig, QuantizeConfig
@@ -129,15 +129,16 @@ def _main(arguments: list[str], command: str | None, program: str | None) -> int
                 raise GlmftError(f"{command}: no such command; there are {', '.join(COMMANDS)}", of_all_ranks=True)
         with contextlib.nullcontext() if command == "train" else alike_on_all_ranks(), interruptible():
             return COMMANDS[command](arguments, program or f"glmft {command}")
-    except GlmftError as error:
-        if is_main() or not error.of_all_ranks:
-            whose = "" if is_main() else f"rank {env_rank()}: "
-            for problem in error.problems:
-                print(f"{error.label}: {whose}{problem}", file=sys.stderr, flush=True)
-        return error.exit_code
     except KeyboardInterrupt as error:
         reason = getattr(error, "reason", "SIGINT")
         if is_main():
             line = stopped_line(reason) if command == "train" else f"stopped: by {reason} before it was finished"
             print(line, file=sys.stderr, flush=True)
         return 130 if reason == "SIGINT" else Stopped.exit_code
+    except Exception as error:
+        known = error if isinstance(error, GlmftError) else of_the_system(error) or Unforeseen(error)
+        if is_main() or not known.of_all_ranks:
+            whose = "" if is_main() else f"rank {env_rank()}: "
+            for line in shown((whose + problem for problem in known.problems), known.label):
+                print(line, file=sys.stderr, flush=True)
+        return known.exit_code

@@ -1,6 +1,7 @@
 """What this process computes on, in which number format, and how much memory that takes."""
 
 import contextlib
+import os
 from typing import Any
 
 from glmft.errors import ConfigError
@@ -48,6 +49,11 @@ def peak_memory(device: Any) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def host_memory() -> int:
+    """Bytes of memory of this host."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def give_back_freed_memory() -> None:

@@ -3,6 +3,8 @@
 import atexit
 import contextlib
 import os
+import re
+import socket
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -13,7 +15,10 @@ from typing import Any, NoReturn
 
 from glmft.console import end_output
 from glmft.device import choose_device, choose_dtype
-from glmft.errors import ConfigError, GlmftError, RankLost
+from glmft.errors import ConfigError, GlmftError, RankLost, one_line
+
+LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of the environment
+MOST_RANKS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,58 @@ class World:
 
 def env_rank() -> int:
     """The rank that a launcher gave this process, 0 without one; known before anything is set up."""
-    return int(os.environ.get("RANK", 0))
+    return _number_given("RANK") or 0
 
 
 def env_local_rank() -> int:
     """The rank among those of this host."""
-    return int(os.environ.get("LOCAL_RANK", 0))
+    return _number_given("LOCAL_RANK") or 0
+
+
+def _number_given(name: str) -> int | None:
+    """A small whole number of the environment, None for anything else."""
+    text = os.environ.get(name, "")
+    return int(text) if re.fullmatch(r"[0-9]{1,7}", text) else None
+
+
+def launch_problems() -> list[str]:
+    """What is wrong with what a launcher left in the environment, one line each."""
+    given = {name: os.environ[name] for name in LAUNCH if name in os.environ}
+    if "RANK" not in given:  # no launcher: a world of one
+        return []
+    mend = "start with deepspeed or torchrun, or unset RANK"
+    missing = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not given.get(name)]
+    problems = [f"RANK is set, but {', '.join(missing)} not: {mend}"] if missing else []
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"):
+        number, most = _number_given(name), 65535 if name == "MASTER_PORT" else MOST_RANKS
+        least = 0 if "RANK" in name else 1
+        if name in given and name not in missing and (number is None or not least <= number <= most):
+            problems.append(f"{name}={given[name]}: must be a whole number from {least} to {most}; {mend}")
+    rank, size = _number_given("RANK"), _number_given("WORLD_SIZE")
+    if not problems and rank is not None and size is not None and rank >= size:
+        problems.append(f"RANK={rank}: must be less than WORLD_SIZE={size}; {mend}")
+    return problems
+
+
+def port_problem() -> str | None:
+    """Why rank 0 could not listen at MASTER_PORT, or no rank find MASTER_ADDR."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        socket.getaddrinfo(address, port)
+    except (OSError, UnicodeError):
+        return f"MASTER_ADDR={address}: no such host; name the first host by --master_addr"
+    if env_rank() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # somebody else listens
+        return None
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listening:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(("", port))
+            listening.listen()
+    except PermissionError:
+        return f"MASTER_PORT={port}: ports below 1024 are not for ordinary users; give --master_port 29500"
+    except OSError as error:
+        return f"MASTER_PORT={port}: cannot be listened at ({error.strerror}); give another by --master_port"
+    return None
 
 
 def is_main() -> bool:
@@ -96,12 +147,15 @@ def start(device: str = "auto", dtype: str = "auto", preferred: str | None = Non
         timeout: seconds that a rank may keep the others waiting in one exchange.
 
     Raises:
-        ConfigError: a device that is not there, or fp16 on a CPU.
+        ConfigError: a device that is not there, fp16 on a CPU, or a launch that makes no sense.
     """
-    chosen = choose_device(device, env_local_rank())
-    number_format = choose_dtype(dtype, chosen, preferred)
-    if dtype == "fp16" and chosen.type == "cpu":
-        raise ConfigError("--dtype fp16: DeepSpeed has no fp16 on a CPU; use bf16 or fp32")
+    if problems := launch_problems():
+        raise ConfigError(problems)
+    with alike_on_all_ranks():
+        chosen = choose_device(device, env_local_rank())
+        number_format = choose_dtype(dtype, chosen, preferred)
+        if dtype == "fp16" and chosen.type == "cpu":
+            raise ConfigError("--dtype fp16: DeepSpeed has no fp16 on a CPU; use bf16 or fp32")
     if chosen.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
@@ -117,11 +171,16 @@ def start(device: str = "auto", dtype: str = "auto", preferred: str | None = Non
         deepspeed.ops.__compatible_ops__ = {}  # read by one thing only: the compiled shared-memory collective
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     store, longest = None, timedelta(seconds=timeout)
-    if not torch.distributed.is_initialized():
-        store, rank, size = _meet()
-        _limit_waiting(longest)
-        torch.distributed.init_process_group(backend, timeout=longest, rank=rank, world_size=size, store=store)
-    deepspeed.init_distributed(backend, verbose=False)
+    try:
+        if not torch.distributed.is_initialized():
+            if "RANK" in os.environ and (problem := port_problem()):
+                raise ConfigError(problem)
+            store, rank, size = _meet()
+            _limit_waiting(longest)
+            torch.distributed.init_process_group(backend, timeout=longest, rank=rank, world_size=size, store=store)
+        deepspeed.init_distributed(backend, verbose=False)
+    except (RuntimeError, ValueError) as error:  # torch's own classes of network errors among them
+        raise ConfigError(f"the ranks cannot meet ({one_line(error)}); look at MASTER_ADDR and MASTER_PORT") from None
     host_group = torch.distributed.new_group(backend="gloo", timeout=longest) if backend == "nccl" else None
     return World(
         torch.distributed.get_rank(),

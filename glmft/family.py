@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glmft.errors import ConfigError
-from glmft.files import read_json_if_there
+from glmft.reading import is_file, read_json_if_there
 
 FAMILIES = {"glm": "ChatGLM-6B", "glm2": "ChatGLM2-6B", "glm3": "ChatGLM3-6B", "glm4": "GLM-4-9B"}
 QUANTISATIONS = ("8", "4", "nf4")  # ways to hold the weights of the layers
@@ -22,7 +22,7 @@ NATIVE_TYPES = ("glm", "glm4")  # of GLM-4 in transformers' own layout
 
 def family_of_config(config: dict[str, Any]) -> str | None:
     """The family that the keys of a config.json prove, or None where ChatGLM2 and ChatGLM3 look alike."""
-    if config.get(FAMILY_KEY) in FAMILIES:
+    if config.get(FAMILY_KEY) in list(FAMILIES):
         return config[FAMILY_KEY]
     if config.get("model_type") in NATIVE_TYPES:
         return "glm4"
@@ -77,7 +77,7 @@ def _recorded_family(folder: Path, config: dict[str, Any]) -> str | None:
     tokenizer = read_json_if_there(folder / "tokenizer_config.json")
     if is_tiktoken(folder / "tokenizer.model") or tokenizer.get("tokenizer_class") == "ChatGLM4Tokenizer":
         return "glm4"
-    if tokenizer.get(FAMILY_KEY) in FAMILIES:
+    if tokenizer.get(FAMILY_KEY) in list(FAMILIES):
         return tokenizer[FAMILY_KEY]
     if is_native(folder):
         return "glm4"
@@ -90,7 +90,7 @@ def _recorded_family(folder: Path, config: dict[str, Any]) -> str | None:
 
 def is_tiktoken(file: Path) -> bool:
     """Whether a vocabulary is one of tiktoken, GLM-4's: a line each of a token in base64 and its rank."""
-    if not file.is_file():
+    if not is_file(file):
         return False
     with file.open("rb") as opened:
         return re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", opened.read(64)) is not None

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written aside, flushed, then renamed; and JSON that may be anything.
+"""Files that appear whole or not at all: written aside, flushed, then renamed.
 
 Whatever is written aside begins with `.writing-`, whatever is on its way out with `.deleting-`: what a kill leaves of
 either is rubbish.
@@ -13,31 +13,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from glmft.errors import CheckpointError, ConfigError, GlmftError, one_line
+from glmft.errors import CheckpointError, GlmftError, one_line
+from glmft.reading import open_regular
 
 WRITING, DELETING = ".writing-", ".deleting-"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        ConfigError: the file is missing, unreadable or not a JSON object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); a model folder holds it") from None
-    except ValueError as error:
-        raise ConfigError(f"{path}: is not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: holds a {type(value).__name__}, not a JSON object")
-    return value
-
-
-def read_json_if_there(path: Path) -> dict[str, Any]:
-    """As `read_json`; {} for a file that is not there."""
-    return read_json(path) if path.is_file() else {}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -151,8 +130,8 @@ def refusals_as(target: Path, advice: str) -> Iterator[None]:
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file's bytes. Raises OSError."""
-    with path.open("rb") as file:
+    """SHA-256 of a file's bytes. Raises OSError, also for what is no regular file."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

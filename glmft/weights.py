@@ -11,8 +11,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from glmft.errors import CheckpointError, one_line
+from glmft.reading import is_file
 
 SHARD_BYTES = 2 << 30
+FLOATS = ("F16", "BF16", "F32", "F64")  # number formats that models come in, as safetensors calls them
+_SAFETENSORS_NAMES = {
+    **dict(zip((torch.float16, torch.bfloat16, torch.float32, torch.float64), FLOATS, strict=True)),
+    torch.int8: "I8",
+}
 
 
 class Shards:
@@ -53,24 +59,29 @@ class Shards:
 class StoredTensors(Mapping[str, Tensor]):
     """The tensors of some files by name. A file is opened anew for each of them, so that no mapped page stays.
 
+    Args:
+        formats: the number format of each, as safetensors calls it.
+
     Raises:
-        CheckpointError: a file is torn, or something else.
+        CheckpointError: a file is torn, or something else; or two of them hold a tensor of one name.
     """
 
     def __init__(self, files: Iterable[Path]):
         self.files: dict[str, Path] = {}
         self.shapes: dict[str, list[int]] = {}
-        self.int8: set[str] = set()
+        self.formats: dict[str, str] = {}
         for file in files:
             stored = open_weights(file)
             for name in stored.keys():  # noqa: SIM118  safetensors' handle cannot be iterated
+                if name in self.files:
+                    raise CheckpointError(f"{file}: holds {one_line(name, 60)}, and so does {self.files[name].name}")
                 self.files[name] = file
-                if isinstance(stored, dict):
-                    shape, is_int8 = stored[name].shape, stored[name].dtype == torch.int8
-                else:
-                    shape, is_int8 = stored.get_slice(name).get_shape(), stored.get_slice(name).get_dtype() == "I8"
-                self.shapes[name] = list(shape)
-                self.int8 |= {name} if is_int8 else set()
+                self.shapes[name], self.formats[name] = shape_and_format(stored, name)
+
+    @property
+    def int8(self) -> set[str]:
+        """Names of the tensors of whole numbers that quantised layers are."""
+        return {name for name, format_ in self.formats.items() if format_ == "I8"}
 
     def __getitem__(self, name: str) -> Tensor:
         return tensor_of(open_weights(self.files[name]), name)
@@ -87,15 +98,42 @@ def tensor_of(stored: Any, name: str) -> Tensor:
     return stored[name] if isinstance(stored, dict) else stored.get_tensor(name)
 
 
+def shape_and_format(stored: Any, name: str) -> tuple[list[int], str]:
+    """Of a tensor of what `open_weights` gave; the number format as safetensors calls it."""
+    if isinstance(stored, dict):
+        tensor = stored[name]
+        return list(tensor.shape), _SAFETENSORS_NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
+    header = stored.get_slice(name)
+    return list(header.get_shape()), header.get_dtype()
+
+
 def open_weights(file: Path) -> Any:
     """A weight file, its tensors still on the disk: a dict, or safetensors' own handle.
 
     Raises:
-        CheckpointError: it is torn, or something else.
+        CheckpointError: it is torn, or something else. Nothing that it holds has been run.
     """
+    if not is_file(file):
+        raise CheckpointError(f"{file}: is missing")
     try:
         if file.suffix == ".safetensors":
             return safe_open(file, "pt")
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        stored = _unpickled(file)
     except Exception as error:  # whatever a torn or foreign file makes the readers raise
-        raise CheckpointError(f"{file}: is torn or no weight file ({one_line(error)}); copy it again") from None
+        why = one_line(error) if file.suffix == ".safetensors" else "nothing but tensors by name is read"
+        raise CheckpointError(f"{file}: is torn or no weight file ({why}); copy it again") from None
+    if not isinstance(stored, dict) or not all(
+        isinstance(name, str) and isinstance(t, Tensor) and t.layout == torch.strided for name, t in stored.items()
+    ):
+        raise CheckpointError(f"{file}: holds something other than named tensors; copy it again")
+    return stored
+
+
+def _unpickled(file: Path) -> Any:
+    """By torch's reader of weights alone, from a file that takes no more memory than its size."""
+    is_zip = zipfile.is_zipfile(file)
+    if is_zip:
+        with zipfile.ZipFile(file) as members:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members.infolist()):
+                raise ValueError("compressed")
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)

@@ -1,5 +1,6 @@
 """`glmft inspect`: what a model would learn of a file."""
 
+import re
 import sys
 
 from glmft.commands.quiet import quiet
@@ -17,7 +18,7 @@ def inspect_data(config: InspectConfig) -> str:
         raise ConfigError("name the data: glmft inspect DATA --model FOLDER")
     problems = length_problems(config) + range_problems(config)
     chosen = [part.strip() for part in config.records.split(",") if part.strip() not in ("", "none")]
-    problems += [f"--records {part}: is no row number" for part in chosen if not part.isdigit()]
+    problems += [f"--records {part}: is no row number" for part in chosen if not re.fullmatch("[0-9]{1,12}", part)]
     if problems:
         raise ConfigError(problems)
     from glmft.data.show import token_table

@@ -1,5 +1,6 @@
 """`glmft merge`: fold LoRA weights into a copy of their base model, which then needs no adapter."""
 
+import re
 from pathlib import Path
 
 from glmft.commands.quiet import quiet
@@ -18,6 +19,8 @@ def merge(config: MergeConfig) -> Path:
     """
     if config.model_dir is None:
         raise ConfigError("--model_dir: name the folder of the LoRA adapter")
+    if not re.fullmatch(r"[1-9][0-9]{0,5}(KB|MB|GB)", config.max_shard_size.upper()):
+        raise ConfigError(f"--max_shard_size {config.max_shard_size}: is no size such as 500MB or 2GB")
     place = locate(config.model_dir, config.ori_model_dir)
     if place.adapter is None or place.train_type != "lora":
         raise ConfigError(f"--model_dir {config.model_dir}: holds no LoRA adapter; only LoRA weights can be merged")
@@ -43,8 +46,9 @@ def merge(config: MergeConfig) -> Path:
     model = load_lora(model, place.adapter)
     with torch.no_grad():
         merged = model.merge_and_unload(safe_merge=True)
+    tokenizer = load_tokenizer(place.base, base_config.family)
     with refusals_as(target, "free some space and give the same command again"):
-        _write(merged, load_tokenizer(place.base, base_config.family), place.base, target, config.max_shard_size)
+        _write(merged, tokenizer, place.base, target, config.max_shard_size.upper())
     return target
 
 

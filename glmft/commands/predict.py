@@ -1,5 +1,6 @@
 """`glmft predict`: answer every record of a file and score the answers."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     from tqdm import tqdm
 
     with refusals_as(folder, RETRY):
+        folder.mkdir(parents=True, exist_ok=True)
         kept = KeptAnswers(folder / PARTIAL, key_of(config, questions, place.base, place.adapter))
     with tqdm(total=len(records), unit="record", disable=None) as bar:
         answers = answer(
@@ -90,12 +92,11 @@ def write_predictions(
 
 
 def prediction_folder(config: PredictConfig, adapter: Path | None) -> Path:
-    """Where predictions go, made if need be. Raises ConfigError if it cannot be written or holds predictions."""
+    """Where predictions go; nothing is made yet. Raises ConfigError if it cannot be written or holds predictions."""
     folder = Path(config.output_dir) if config.output_dir else (adapter or Path("output")) / "predict"
     if (folder / PREDICTIONS).exists():
         raise ConfigError(f"{folder}: holds predictions already; name another folder with --output_dir")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output_dir {folder}: cannot be written ({error.strerror})") from None
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(f"--output_dir {folder}: cannot be written below {there}")
     return folder

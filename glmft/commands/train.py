@@ -1,6 +1,7 @@
 """`glmft train`: a training run, from its settings to the loop."""
 
 import contextlib
+import math
 import random
 import re
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ def train(config: TrainConfig) -> Any:
             if problems:
                 raise ConfigError(problems)
             precision = asked_precision(find_ds_file(config.ds_file))
-            world = dist.start(config.device, config.dtype, precision, config.rank_timeout)
+        world = dist.start(config.device, config.dtype, precision, config.rank_timeout)
         if not config.verbose:
             quiet()
         return run(config, world, messages, stack)
@@ -70,6 +71,7 @@ def run(config: TrainConfig, world: dist.World, messages: list[str], stack: cont
         with dist.same_fate():
             if config.resume and world.is_main:
                 resume = find_resume(job.folder, config.resume)
+                check_states(resume.checkpoint)
         resume = dist.gather_objects(world, resume)[0]
         show(resume.messages)
         with dist.same_fate():
@@ -100,13 +102,12 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
     """
     from glmft.data.sampler import Plan, padding_share
     from glmft.data.show import token_table
-    from glmft.models.loading import load_config, record_of, weight_files
-    from glmft.models.native import NativeConfig, unsupported
+    from glmft.models.loading import check_folder, load_config, record_of
     from glmft.tokenizers.loading import load_tokenizer
+    from glmft.training.ds_sections import check_sections
     from glmft.training.evaluation import has_triples
     from glmft.training.job import Job
     from glmft.training.tracking import check_reporters
-    from glmft.tuners import make_tuner
 
     check_reporters(config.report_names)
     place = locate(config.model_name_or_path, config.base_model_path)
@@ -116,16 +117,12 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
             "go on with --resume, or merge it first"
         )
     model_config = load_config(place.base, config.mode, config.quantization_bit)
-    weight_files(place.base)
-    tuner = make_tuner(config)
+    check_folder(model_config, place.base)
     dtype = next(name for name, torch_name in DTYPES.items() if str(world.dtype).endswith(torch_name))
     resolved = resolve(find_ds_file(config.ds_file), config, world.size, dtype, model_config.hidden_size)
-    problems = base_problems(tuner, model_config, resolved.config["zero_optimization"].get("stage", 0))
-    if isinstance(model_config, NativeConfig):
-        problems += unsupported(config.train_type, config.attn_implementation, config.use_reentrant)
-    if problems:
-        raise ConfigError(problems)
-    tokenizer = load_tokenizer(place.base, model_config.family)
+    check_sections(resolved.given, resolved.config, config.ds_file)
+    tuner = fitting_tuner(config, model_config, resolved.config["zero_optimization"].get("stage", 0))
+    tokenizer = load_tokenizer(place.base, model_config.family, model_config)
     rows, validation = training_rows(config, tokenizer)
     plan = Plan(
         len(rows.lengths),
@@ -150,6 +147,30 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
     return Prepared(job, model_config, messages)
 
 
+def fitting_tuner(config: TrainConfig, model_config: Any, zero_stage: int) -> Any:
+    """The tuner that the settings name. Raises ConfigError if it does not fit the model, or this machine."""
+    from glmft.device import host_memory
+    from glmft.models.loading import meta_model
+    from glmft.models.native import NativeConfig, unsupported
+    from glmft.tuners import make_tuner
+
+    tuner = make_tuner(config)
+    problems = base_problems(tuner, model_config, zero_stage)
+    if isinstance(model_config, NativeConfig):
+        problems += unsupported(config.train_type, config.attn_implementation, config.use_reentrant)
+    if problems:
+        raise ConfigError(problems)
+    model = meta_model(model_config)
+    trained, there = tuner.expected(model, f"--train_type {config.train_type}"), dict(model.named_parameters())
+    size = 4 * sum(math.prod(shape) for name, shape in trained.items() if name not in there)
+    if size > host_memory():
+        raise ConfigError(
+            f"--train_type {config.train_type}: what is trained would take {size >> 30} GiB, this host has "
+            f"{host_memory() >> 30}; give smaller sizes"
+        )
+    return tuner
+
+
 def base_problems(tuner: Any, model_config: Any, zero_stage: int) -> list[str]:
     """Why the base cannot be trained in this way: as it is quantised, or as the settings do not fit its shape."""
     from glmft.models.loading import meta_model
@@ -162,6 +183,16 @@ def base_problems(tuner: Any, model_config: Any, zero_stage: int) -> list[str]:
             "of stage 0 to 2"
         ]
     return tuner.problems(meta_model(model_config))
+
+
+def check_states(checkpoint: Path | None) -> None:
+    """Raises CheckpointError if what a whole checkpoint says of its run cannot be."""
+    from glmft.training.random_state import load_random_states
+    from glmft.training.state import load_state
+
+    if checkpoint is not None:
+        load_state(checkpoint)
+        load_random_states(checkpoint)
 
 
 def data_notes(job: Any) -> list[str]:

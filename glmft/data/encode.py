@@ -1,14 +1,17 @@
 """Conversations to ids and labels, cut to length; nothing is cut or dropped silently."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 from glmft.data.formats import Record
 from glmft.data.templates import Row, cue_length, extra_lengths, learned_conversations, make_row, prompt_ids
 from glmft.errors import DataError
 
 Span = tuple[int, int]
+Made = TypeVar("Made")
+FEW_MESSAGES = 64  # of a conversation that is tried as a whole first
 IGNORED = -100  # the label of what is not learned
 
 
@@ -120,10 +123,16 @@ def encode_prompt(
     A cut leaves out the oldest turns of a dialogue; of what is left it keeps the start and the answer's cue.
     """
     messages = [{"role": "user", "content": question}] if isinstance(question, str) else list(question)
-    whole = prompt = prompt_ids(tokenizer, messages, template)
-    while len(prompt) > max_src_len and (shorter := without_oldest_turn(messages)) is not None:
-        messages, prompt = shorter, prompt_ids(tokenizer, shorter, template)
-    return keep_cue(prompt, cue_length(tokenizer, prompt, template), max_src_len), len(whole) > max_src_len
+    if template == "default" and not tokenizer.has_roles:
+        tokenizer.check_roles(messages)
+    prompt, turns_cut, _ = newest_that_fit(
+        messages,
+        lambda kept: prompt_ids(tokenizer, kept, template),
+        lambda prompt: len(prompt) <= max_src_len,
+        template,
+    )
+    kept = keep_cue(prompt, cue_length(tokenizer, prompt, template), max_src_len)
+    return kept, turns_cut or len(kept) < len(prompt)
 
 
 def keep_cue(prompt: list[int], cue: int, length: int) -> list[int]:
@@ -131,10 +140,56 @@ def keep_cue(prompt: list[int], cue: int, length: int) -> list[int]:
     return prompt if len(prompt) <= length else prompt[: max(0, length - cue)] + prompt[len(prompt) - cue :]
 
 
-def without_oldest_turn(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]] | None:
-    """The conversation from its second question on, what stands before the first kept; None if there is only one."""
-    questions = [i for i, message in enumerate(messages) if message["role"] == "user"]
-    return None if len(questions) < 2 else [*messages[: questions[0]], *messages[questions[1] :]]
+def newest_that_fit(
+    messages: Sequence[dict[str, Any]],
+    make: Callable[[Sequence[dict[str, Any]]], Made],
+    fits: Callable[[Made], bool],
+    template: str = "default",
+    guess: int = 1,
+) -> tuple[Made, bool, int]:
+    """What is made of a conversation without as many of its oldest turns as it takes to fit.
+
+    What stands before the first question stays. From a guess on turns are added or left out, twice as many each time,
+    and the last step is halved again: the time hangs on what fits, not on how long the dialogue is.
+
+    Args:
+        guess: turns that may fit.
+
+    Returns:
+        It, whether turns were left out, and how many were kept.
+    """
+    if len(messages) <= FEW_MESSAGES or template != "default":
+        made = make(messages)
+        if fits(made):
+            return made, False, guess
+    first = next((i for i, message in enumerate(messages) if message["role"] == "user"), len(messages))
+    backwards = (i for i in range(len(messages) - 1, first - 1, -1) if messages[i]["role"] == "user")
+    starts: list[int] = []  # of the newest turns, the last one first
+
+    def available(count: int) -> int:
+        starts.extend(islice(backwards, max(0, count - len(starts))))
+        return min(count, len(starts))
+
+    def newest(count: int) -> Made:
+        return make([*messages[:first], *messages[starts[count - 1] :]])
+
+    low, high, step, kept = 0, available(guess), 1, None  # turns that fit, turns to try
+    if not high:
+        return make(messages), False, guess
+    while high > low and fits(made := newest(high)):
+        low, kept = high, made
+        high, step = available(low + step), 2 * step
+    if high == low:
+        return kept, False, low
+    while high - low > 1:
+        middle = max(low + 1, high - step) if low == 0 else (low + high) // 2
+        step *= 2
+        made = newest(middle)
+        if fits(made):
+            low, kept = middle, made
+        else:
+            high = middle
+    return (kept, True, low) if low else (newest(1), starts[0] != first, 1)
 
 
 @dataclass(frozen=True)
@@ -190,9 +245,12 @@ def encode_record(record: Record, tokenizer: Any, rules: Rules, report: Encoding
 def _rows_of(record: Record, tokenizer: Any, rules: Rules, report: EncodingReport) -> list[Example]:
     lengths, template, examples = rules.lengths, rules.template, []
     conversations = learned_conversations(tokenizer, record.messages, template, rules.loss_on)
+    if conversations and template == "default" and not tokenizer.has_roles:
+        tokenizer.check_roles(conversations[-1][:-1])
     report.nothing_learned += not conversations
+    kept = 1  # of one conversation as many turns fit as of the one before, give or take a few
     for messages in conversations:
-        row, turns_cut = newest_turns(tokenizer, messages, lengths, template)
+        row, turns_cut, kept = newest_turns(tokenizer, messages, lengths, template, kept)
         example, prompt_cut, answer_cut = cut(row, tokenizer, lengths, template, record.place)
         if lengths.is_skip and (turns_cut or prompt_cut or answer_cut):
             report.dropped += 1
@@ -206,18 +264,18 @@ def _rows_of(record: Record, tokenizer: Any, rules: Rules, report: EncodingRepor
 
 
 def newest_turns(
-    tokenizer: Any, messages: Sequence[dict[str, Any]], lengths: Lengths, template: str
-) -> tuple[Row, bool]:
-    """The row of a conversation without its oldest turns, as many as it takes to fit, and whether any was left out."""
-    row, turns_cut = make_row(tokenizer, messages, template), False
-    while len(row.prompt) + len(row.answer or ()) + 1 > lengths.max_len:
-        shorter = without_oldest_turn(messages)
-        if shorter is None:
-            break
-        messages, turns_cut = shorter, True
-        row = make_row(tokenizer, messages, template)
+    tokenizer: Any, messages: Sequence[dict[str, Any]], lengths: Lengths, template: str, guess: int = 1
+) -> tuple[Row, bool, int]:
+    """The row of a conversation; guess and results as `newest_that_fit` has them."""
+    row, turns_cut, kept = newest_that_fit(
+        messages,
+        lambda kept: make_row(tokenizer, kept, template),
+        lambda row: len(row.prompt) + len(row.answer or ()) + 1 <= lengths.max_len,
+        template,
+        guess,
+    )
     is_dialogue = turns_cut or (len(messages) > 2 and sum(message["role"] == "user" for message in messages) > 1)
-    return (replace(row, dialogue=True) if is_dialogue else row), turns_cut
+    return (replace(row, dialogue=True) if is_dialogue else row), turns_cut, kept
 
 
 def cut(row: Row, tokenizer: Any, lengths: Lengths, template: str, place: str) -> tuple[Example, bool, bool]:

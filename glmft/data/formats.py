@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from glmft.data.read import raw_records, value_of
-from glmft.errors import DataError
+from glmft.errors import LONGEST_LINE, DataError, shortened
+from glmft.reading import parse_json
 
 MOST_PROBLEMS = 5
 ROLES = ("system", "user", "assistant", "observation")
@@ -153,7 +154,8 @@ def convert(place: str, raw: Any, format_name: str, options: Options) -> Record:
         return Record(_checked(FORMATS[format_name].messages(value_of(place, raw), options)), place)
     except DataError as error:
         problem = _known_formats(place, raw, options) or error.problems[0]
-        raise DataError(problem if problem.startswith(place) else f"{place}: {problem}") from None
+        problem = problem if problem.startswith(place) else f"{place}: {problem}"
+        raise DataError(shortened(problem, LONGEST_LINE)) from None
 
 
 def _known_formats(place: str, raw: Any, options: Options) -> str | None:
@@ -324,7 +326,7 @@ def _calls(message: dict[str, Any], calls: Any) -> list[Message]:
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):
             try:
-                arguments = json.loads(arguments or "{}")
+                arguments = parse_json(arguments or "{}")
             except ValueError:
                 raise DataError("'arguments' of a tool call are no JSON object") from None
         built.append({**_call(_string(function.get("name"), "name"), arguments), "loss": _flag(message)})
@@ -350,7 +352,7 @@ def _flag(message: dict[str, Any]) -> bool | None:
         return None
     try:
         return bool(int(message["loss"]))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError(f"'loss' is {message['loss']!r}; give true or false") from None
 
 

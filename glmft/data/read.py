@@ -1,6 +1,7 @@
 """Files to JSON values, strictly: what JSON or UTF-8 leaves unclear is an error with its place."""
 
 import contextlib
+import functools
 import gzip
 import hashlib
 import io
@@ -8,12 +9,14 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from glmft.errors import DataError
+from glmft.reading import open_regular, parse_json
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 BUFFER = 1 << 20
+LONGEST_LINE, LARGEST_ARRAY = 64 << 20, 4 << 30  # in bytes, unpacked
 
 
 class DigestedFile(io.RawIOBase):
@@ -24,7 +27,7 @@ class DigestedFile(io.RawIOBase):
     """
 
     def __init__(self, path: Path, digest: Any):
-        self.file, self.digest = path.open("rb", buffering=0), digest
+        self.file, self.digest = open_regular(path), digest
 
     def readable(self) -> bool:
         return True
@@ -54,15 +57,17 @@ def raw_records(path: Path, seen: dict[Path, str] | None = None) -> Iterator[tup
     digest = hashlib.sha256()
     try:
         with contextlib.ExitStack() as stack:
-            raw = path.open("rb", buffering=0) if seen is None else DigestedFile(path, digest)
+            raw = open_regular(path) if seen is None else DigestedFile(path, digest)
             whole = file = stack.enter_context(io.BufferedReader(raw, BUFFER))
             if path.suffix == ".gz":
                 file = stack.enter_context(gzip.open(whole, "rb"))
-            first = True
-            for number, line in enumerate(file, 1):
+            first, lines = True, iter(functools.partial(file.readline, LONGEST_LINE + 1), b"")
+            for number, line in enumerate(lines, 1):
                 line = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
                 if first and line.lstrip()[:1] == b"[":
-                    yield from _array(line + file.read(), path, number)
+                    yield from _array(_whole(line, file, path), path, number)
+                elif len(line) > LONGEST_LINE:
+                    raise DataError(f"{path}:{number}: a line of more than {LONGEST_LINE:,} bytes; is it JSON lines?")
                 elif line.strip():
                     first = False
                     yield f"{path}:{number}", line
@@ -72,8 +77,19 @@ def raw_records(path: Path, seen: dict[Path, str] | None = None) -> Iterator[tup
             seen[path] = digest.hexdigest()
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise DataError(f"{path}: is no whole gzip file; pack it again, or name it without .gz") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL byte
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def _whole(start: bytes, file: IO[bytes], path: Path) -> bytes:
+    """What follows of an array. Raises DataError if it is larger than can be read at once."""
+    pieces, size = [start], len(start)
+    while piece := file.read(1 << 20):
+        pieces.append(piece)
+        size += len(piece)
+        if size > LARGEST_ARRAY:
+            raise DataError(f"{path}: an array of more than {LARGEST_ARRAY:,} bytes; save it as JSON lines (.jsonl)")
+    return b"".join(pieces)
 
 
 def value_of(place: str, raw: Any) -> Any:
@@ -98,29 +114,11 @@ def _text(data: bytes, place: str) -> str:
 
 
 def parse(text: str, place: str) -> Any:
-    """One JSON value. Raises DataError for broken JSON, NaN, duplicate keys, or nesting beyond reason."""
+    """One JSON value. Raises DataError for what `glmft.reading.parse_json` refuses."""
     try:
-        return DECODER.decode(text)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         line = f":{error.lineno}" if "\n" in text else ""
         raise DataError(f"{place}{line}: broken JSON ({error.msg}, column {error.colno})") from None
-    except RecursionError:
-        raise DataError(f"{place}: JSON nested too deeply") from None
     except ValueError as error:
         raise DataError(f"{place}: {error}") from None
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON value")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        double = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"key {double!r} stands twice in one object")
-    return value
-
-
-DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique)

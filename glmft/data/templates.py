@@ -84,7 +84,7 @@ def answer_text(tokenizer: Any, ids: Sequence[int]) -> str:
 
 def learned_conversations(
     tokenizer: Any, messages: Sequence[Message], template: str = "default", loss_on: str = "flagged"
-) -> list[Sequence[Message]]:
+) -> Sequence[Sequence[Message]]:
     """The conversations that become rows: a whole dialogue of a family with roles, else one up to each learned answer.
 
     Of a dialogue each message says by `loss` whether it is learned. `flagged`: all of an assistant but where a flag
@@ -100,7 +100,20 @@ def learned_conversations(
     if tokenizer.has_roles and template == "default":
         yes = COMBINED if loss_on == COMBINED else True
         return [[{**message, "loss": i in learned and yes} for i, message in enumerate(messages)]] if learned else []
-    return [messages[: i + 1] for i in learned if messages[i]["role"] == "assistant"]
+    return Beginnings(messages, [i for i in learned if messages[i]["role"] == "assistant"])
+
+
+class Beginnings(Sequence[Sequence[Message]]):
+    """A conversation up to and with each of some messages, cut when asked for: together they are many times it."""
+
+    def __init__(self, messages: Sequence[Message], last: list[int]):
+        self.messages, self.last = messages, last
+
+    def __len__(self) -> int:
+        return len(self.last)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.messages[: self.last[index] + 1]
 
 
 def make_row(tokenizer: Any, messages: Sequence[Message], template: str = "default") -> Row:

@@ -7,8 +7,16 @@ from typing import Any
 
 from glmft.errors import ConfigError
 from glmft.family import ADAPTER_JSON, FAMILIES, PEFT_JSON, QUANTISATIONS
-from glmft.files import read_json
+from glmft.reading import is_file, read_json
+from glmft.schema import NULL, problems, text
 from glmft.settings.defaults import EMBEDDED, shipped
+
+# What is read of an adapter's description before its base is known.
+DESCRIBED = {
+    "train_type": text(longest=100),
+    "base_model_name_or_path": text() | NULL,
+    "base_fingerprint": text(longest=100) | NULL,
+}
 
 
 @dataclass(frozen=True)
@@ -38,12 +46,16 @@ def locate(path: str | Path | None, base_model_path: str | Path | None = None) -
     folder = Path(path) if path is not None else shipped(f"{EMBEDDED}/base")
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder (nothing is downloaded)")
-    if (folder / "config.json").is_file():
+    if is_file(folder / "config.json"):
         return Place(folder)
-    if (folder / ADAPTER_JSON).is_file():
+    if is_file(folder / ADAPTER_JSON):
         described = read_json(folder / ADAPTER_JSON)
-    elif (folder / PEFT_JSON).is_file():
-        described = {"train_type": "lora", **read_json(folder / PEFT_JSON)}
+        if wrong := problems(described, DESCRIBED, folder / ADAPTER_JSON):
+            raise ConfigError(wrong)
+    elif is_file(folder / PEFT_JSON):
+        from glmft.tuners.peft_config import read_peft_config
+
+        described = {"train_type": "lora", **read_peft_config(folder)}
     else:
         raise ConfigError(f"{folder}: holds neither a model (config.json) nor an adapter ({ADAPTER_JSON}, {PEFT_JSON})")
     base = _find_base(folder, described, base_model_path)
@@ -55,7 +67,7 @@ def _find_base(folder: Path, described: dict[str, Any], given: str | Path | None
     recorded = described.get("base_model_name_or_path") or ""
     places = [given] if given is not None else [recorded, folder / recorded, folder.parent / Path(recorded).name]
     for place in places:
-        if place and (Path(place) / "config.json").is_file():
+        if place and is_file(Path(place) / "config.json"):
             return Path(place)
     raise ConfigError(
         f"{folder}: its base model is not at {given or recorded or '(none recorded)'}; say where with --base_model_path"
@@ -143,7 +155,7 @@ def load(
     if config.rope_line:
         logging.getLogger("glmft").warning(config.rope_line)
     warn_of_quantisation(place, config, "--quantization_bit")
-    tokenizer = load_tokenizer(place.base, config.family)
+    tokenizer = load_tokenizer(place.base, config.family, config)
     model = load_model(config, place.base, number_format, attn_implementation)
     if place.adapter:
         model = load_adapter(model, place.adapter, place.train_type)

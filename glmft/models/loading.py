@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from glmft.errors import CheckpointError, ConfigError, one_line
-from glmft.family import FAMILY_KEY, family_of_folder
-from glmft.files import read_json
+from glmft.family import FAMILY_KEY, PEFT_JSON, family_of_folder
 from glmft.models.chatglm import ChatGLM6BForConditionalGeneration
 from glmft.models.chatglm2 import ChatGLM2ForConditionalGeneration
+from glmft.models.config_file import check_generation, read_config
 from glmft.models.configuration import ChatGLM2Config, ChatGLM6BConfig
 from glmft.models.native import Glm4Config, Glm4ForCausalLM, GlmConfig, GlmForCausalLM
 from glmft.models.nf4 import NF4, check_usable, for_transformers, keep_trainable
-from glmft.models.streaming import EMBEDDINGS, empty_model, fill, require_fit, without_prefix
+from glmft.models.stored import EMBEDDINGS, is_of_prefix, require_finite, require_fit, require_size
+from glmft.models.streaming import empty_model, fill, require_tensors
+from glmft.reading import is_file, read_json
 from glmft.weights import StoredTensors, open_weights, tensor_of
 
 MODELS = {
@@ -29,17 +32,6 @@ MODELS = {
 }
 # By the model type, in transformers' own layout.
 NATIVE = {"glm": (GlmConfig, GlmForCausalLM), "glm4": (Glm4Config, Glm4ForCausalLM)}
-OTHER_GLM = {
-    "glm4_moe": "GLM-4.5, a mixture of experts",
-    "glm4_moe_lite": "GLM-4.7-Flash, a mixture of experts",
-    "glm_moe_dsa": "GLM-5, a mixture of experts",
-    "glm4v": "GLM-4.1V, a model of images and text",
-    "glm4v_moe": "GLM-4.5V, a model of images and text",
-    "glm46v": "GLM-4.6V, a model of images and text",
-    "glm_image": "GLM-Image, a model of images",
-    "glm_ocr": "GLM-OCR, a model of images and text",
-    "glmasr": "GLM-ASR, a model of speech",
-}
 # In the order in which transformers looks for them.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -55,19 +47,17 @@ def load_config(folder: str | Path, mode: str | None = None, quantization_bit: s
         ConfigError: config.json is missing or of another model, or contradicts `mode` or `quantization_bit`.
     """
     folder = Path(folder)
-    raw = read_json(folder / "config.json")
-    kind = raw.get("model_type")
-    if kind != "chatglm" and not (isinstance(kind, str) and kind in NATIVE):
-        raise ConfigError(f"{folder / 'config.json'}: " + unknown_model(kind))
-    family = family_of_folder(folder, mode)
+    raw, others = read_config(folder)
+    family, kind = family_of_folder(folder, mode), raw["model_type"]
     try:
         if kind in NATIVE:
             config = NATIVE[kind][0].from_dict(raw)
         else:
             config = MODELS[family][0].from_dict({**raw, FAMILY_KEY: family})
-    except ConfigError:
-        raise
-    except Exception as error:  # whatever a value of a wrong type makes transformers raise
+            config._recorded.update(others)  # written again with the model, and of no effect
+    except ConfigError as error:
+        raise ConfigError(f"{folder}/{problem}" for problem in error.problems) from None
+    except Exception as error:  # whatever values that do not belong together make transformers raise
         raise ConfigError(f"{folder / 'config.json'}: {one_line(error)}") from None
     config.name_or_path = str(folder)
     stored = config.quantisation
@@ -85,17 +75,9 @@ def load_config(folder: str | Path, mode: str | None = None, quantization_bit: s
     return config
 
 
-def unknown_model(kind: Any) -> str:
-    """Why a model type is refused; GLM's others by name."""
-    known = f"chatglm, {', '.join(NATIVE)}"
-    if isinstance(kind, str) and kind in OTHER_GLM:
-        return f"holds {OTHER_GLM[kind]} (model_type {kind}); glmft trains the dense text models ({known})"
-    return f"model_type is {kind!r}, none of {known}"
-
-
 def is_quantised(folder: str | Path) -> bool:
     """Whether a model folder's own files hold the layers' weights in another way than floats."""
-    raw = read_json(Path(folder) / "config.json")
+    raw, _ = read_config(Path(folder))
     return bool(raw.get("quantization_bit") or raw.get("quantization_config"))
 
 
@@ -123,7 +105,7 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         CheckpointError: no weights, or a shard that the index names is missing.
     """
-    name = next((name for name in WEIGHTS if (folder / name).is_file()), None)
+    name = next((name for name in WEIGHTS if is_file(folder / name)), None)
     if name is None:
         raise CheckpointError(f"{folder}: holds no weights (looked for {', '.join(WEIGHTS)})")
     if not name.endswith(".index.json"):
@@ -131,11 +113,37 @@ def weight_files(folder: Path) -> list[Path]:
     index = read_json(folder / name).get("weight_map")
     if not isinstance(index, dict) or not index:
         raise CheckpointError(f"{folder / name}: has no weight_map; copy it again")
+    strange = [shard for shard in index.values() if not is_weight_name(shard)]
+    if strange:
+        raise CheckpointError(f"{folder / name}: names {one_line(repr(strange[0]), 60)}, no weight file of this folder")
     files = [folder / shard for shard in sorted(set(index.values()))]
-    missing = [file.name for file in files if not file.is_file()]
+    missing = [file.name for file in files if not is_file(file)]
     if missing:
         raise CheckpointError(f"{folder}: {', '.join(missing)} of {name} is missing; copy it into the folder")
     return files
+
+
+def is_weight_name(name: Any) -> bool:
+    """Whether a name is that of a weight file in the same folder, and leads nowhere else."""
+    return isinstance(name, str) and re.fullmatch(r"[\w.-]{1,200}\.(safetensors|bin)", name) is not None
+
+
+def check_folder(config: Any, folder: str | Path) -> StoredTensors:
+    """The tensors of a model folder, after all has been compared with config.json that can be without reading them.
+
+    Raises:
+        ConfigError, CheckpointError: what would not fit, one line each.
+    """
+    folder = Path(folder)
+    check_generation(folder)
+    if (folder / PEFT_JSON).exists():  # transformers would put the adapter onto the model, and believe all it says
+        raise ConfigError(f"{folder}: holds a model and an adapter ({PEFT_JSON}); move the adapter to its own folder")
+    stored = StoredTensors(weight_files(folder))
+    require_size(config, stored, folder)
+    model = meta_model(config)
+    if not (config.uses_bitsandbytes and is_quantised(folder)):  # whose files hold what only bitsandbytes knows
+        require_tensors(model, stored, folder)
+    return stored
 
 
 def load_model(config: Any, folder: str | Path, dtype: torch.dtype, attn_implementation: str = "sdpa") -> nn.Module:
@@ -149,10 +157,11 @@ def load_model(config: Any, folder: str | Path, dtype: torch.dtype, attn_impleme
         CheckpointError: missing, unexpected or mis-shaped tensors, or an unreadable file; one line each.
     """
     folder = Path(folder)
-    files = weight_files(folder)
+    stored = check_folder(config, folder)
     if config.quantization_bit:
-        model = empty_model(model_class(config), config, attn_implementation)
-        return fill(model, StoredTensors(files), folder, dtype)
+        model = fill(empty_model(model_class(config), config, attn_implementation), stored, folder, dtype)
+        require_finite([*model.named_parameters(), *model.named_buffers()], folder)
+        return model
     try:
         taken, arguments = for_transformers(config, is_quantised(folder), dtype)
         model, report = model_class(config).from_pretrained(
@@ -160,19 +169,15 @@ def load_model(config: Any, folder: str | Path, dtype: torch.dtype, attn_impleme
             config=taken,
             dtype=dtype,
             attn_implementation=attn_implementation,
-            ignore_mismatched_sizes=True,  # they are reported, with names, below
+            local_files_only=True,
             output_loading_info=True,
             **arguments,
         )
-    except CheckpointError:
-        raise
     except Exception as error:  # whatever a torn file makes the readers raise
-        for file in files:
-            open_weights(file)  # names the broken one
         raise CheckpointError(f"{folder}: the weights cannot be loaded ({one_line(error)})") from None
-    missing = without_prefix(folder, config, set(report["missing_keys"]))
-    misshapen = [f"{one_line(m)} has another shape than config.json says" for m in report["mismatched_keys"]]
-    require_fit(folder, missing, report["unexpected_keys"], misshapen)
+    missing = {name for name in report["missing_keys"] if not is_of_prefix(name)}
+    require_fit(folder, missing, report["unexpected_keys"], ())
+    require_finite([*model.named_parameters(), *model.named_buffers()], folder)
     keep_trainable(model)
     return model
 
@@ -188,7 +193,10 @@ def read_tensors(folder: Path, names: Iterable[str]) -> dict[str, Tensor]:
 
 def stored_dtype(folder: Path) -> torch.dtype:
     """The number format of a folder's weights, as its embedding has it."""
-    return next(iter(read_tensors(folder, EMBEDDINGS).values())).dtype
+    embedding = next(iter(read_tensors(folder, EMBEDDINGS).values()), None)
+    if embedding is None or not embedding.is_floating_point():
+        raise CheckpointError(f"{folder}: holds no embedding of floating-point numbers; copy the model again")
+    return embedding.dtype
 
 
 def record_of(config: Any, folder: str | Path) -> dict[str, Any]:
@@ -216,7 +224,7 @@ def fingerprint(folder: str | Path, embedding_only: bool = False) -> str:
         embedding_only: of the numbers those of the embedding alone, which no quantisation changes.
     """
     folder = Path(folder)
-    raw = read_json(folder / "config.json")
+    raw, _ = read_config(folder)
     shape = {key: raw.get(key) for key in ("hidden_size", "num_layers", "num_attention_heads", "padded_vocab_size")}
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
     last = (raw.get("num_layers") or raw.get("num_hidden_layers") or 1) - 1
@@ -231,6 +239,8 @@ def fingerprint(folder: str | Path, embedding_only: bool = False) -> str:
     names = [*EMBEDDINGS, *([] if embedding_only else of_layers)]
     for name, tensor in sorted(read_tensors(folder, names).items()):
         digest.update(name.encode())
+        if tensor.ndim != 2 or not tensor.numel() or tensor.is_complex():
+            raise CheckpointError(f"{folder}: {name} is no matrix of real numbers; copy the model again")
         digest.update(tensor[-1, :256].float().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 

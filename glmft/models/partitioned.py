@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from glmft.dist import World, gather_objects, same_fate, to_all
-from glmft.models.loading import model_class, weight_files
+from glmft.models.loading import check_folder, model_class
 from glmft.models.quantised import quantised_layers
-from glmft.models.streaming import empty_model, integers, other_buffers, require_tensors, tied_names
-from glmft.weights import StoredTensors
+from glmft.models.stored import is_finite, require_fit, tied_names
+from glmft.models.streaming import empty_model, integers, other_buffers
 
 
 def load_partitioned(
@@ -44,9 +44,8 @@ def load_partitioned(
     tied = tied_names(model)
     chosen = trains([name for name, _ in model.named_parameters(remove_duplicate=False)])
     with same_fate():
-        stored = StoredTensors(weight_files(Path(folder))) if world.is_main else None
-        if stored is not None:
-            require_tensors(model, stored, Path(folder))
+        stored = check_folder(config, folder) if world.is_main else None
+    wrong = []
     for prefix, module in model.named_modules():
         for name, parameter in list(module._parameters.items()):
             full = f"{prefix}.{name}"
@@ -56,6 +55,7 @@ def load_partitioned(
             value = torch.empty(parameter.shape, dtype=dtype)
             if stored is not None:
                 value.copy_(stored[full])
+                wrong += [] if is_finite(value) else [f"{full} holds numbers that are not finite"]
             module._parameters[name] = nn.Parameter(value, requires_grad=False)
             deepspeed.zero.Init(module=wrapped(module._parameters[name]), config_dict_or_path=ds_config)
     for name, buffer in other_buffers(model):  # small, and the same on every rank
@@ -64,6 +64,8 @@ def load_partitioned(
     for name, layer in quantised_layers(model):  # no parameters, so every rank has them whole
         weight, scale = (layer.weight, layer.weight_scale) if stored is None else integers(layer, name, stored)
         layer.take(to_all(world, weight), to_all(world, scale.float()))
+    with same_fate():
+        require_fit(Path(folder), (), (), wrong)
     model.tie_weights()
     return model.eval()
 

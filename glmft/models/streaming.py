@@ -1,6 +1,6 @@
 """Load a model tensor by tensor: what is not kept as it is in the files is never there in full."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from glmft.device import give_back_freed_memory
-from glmft.errors import CheckpointError
 from glmft.models.quantised import QuantisedLinear, quantise, quantised_layers
-from glmft.weights import StoredTensors
-
-EMBEDDINGS = (
-    "transformer.embedding.word_embeddings.weight",
-    "transformer.word_embeddings.weight",
-    "model.embed_tokens.weight",
-)
-PREFIX = ".prefix_encoder."
+from glmft.models.stored import is_of_prefix, require_fit, tied_names
+from glmft.weights import FLOATS, StoredTensors
 
 
 def empty_model(kind: type[nn.Module], config: Any, attn_implementation: str) -> nn.Module:
@@ -35,7 +28,7 @@ def fill(model: nn.Module, stored: StoredTensors, folder: Path, dtype: torch.dty
     Raises:
         CheckpointError: missing, unexpected or mis-shaped tensors; one line each.
     """
-    if model.config.pre_seq_len and not any(PREFIX in name for name in stored):
+    if model.config.pre_seq_len and not any(is_of_prefix(name) for name in stored):
         model.base_model.add_prefix_encoder()
     require_tensors(model, stored, folder)
     tied = tied_names(model)
@@ -66,13 +59,8 @@ def other_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, buffer) for name, buffer in model.named_buffers() if name not in of_layers]
 
 
-def tied_names(model: nn.Module) -> set[str]:
-    """Parameters that are another one under a second name."""
-    return set(getattr(model, "all_tied_weights_keys", None) or {})
-
-
 def require_tensors(model: nn.Module, stored: StoredTensors, folder: Path) -> None:
-    """Raises CheckpointError as `load_model` does."""
+    """Raises CheckpointError if a tensor is missing, too many, of another shape, or of no numbers to compute with."""
     needed = {name: list(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     for name, layer in quantised_layers(model):
         if f"{name}.weight_scale" in stored or f"{name}.weight" in stored.int8:
@@ -90,33 +78,14 @@ def require_tensors(model: nn.Module, stored: StoredTensors, folder: Path) -> No
         for name in sorted(needed)
         if f"{name}_scale" in needed and name in stored and name not in stored.int8
     ]
-    missing = without_prefix(folder, model.config, needed.keys() - stored.keys() - tied_names(model))
+    misshapen += [
+        f"{name} holds {stored.formats[name]}, no numbers that a model computes with"
+        for name in sorted(known)
+        if name in stored
+        and stored.formats[name] not in FLOATS
+        and not (f"{name}_scale" in needed and name in stored.int8)
+    ]
+    missing = needed.keys() - stored.keys() - tied_names(model)
+    if not any(is_of_prefix(name) for name in stored):  # a prefix is made where there is none
+        missing = {name for name in missing if not is_of_prefix(name)}
     require_fit(folder, missing, stored.keys() - known, misshapen)
-
-
-def without_prefix(folder: Path, config: Any, missing: set[str]) -> set[str]:
-    """Of the names that a folder lacks those that it must not: a P-Tuning prefix is made where there is none.
-
-    Raises:
-        CheckpointError: it holds a prefix and no model.
-    """
-    prefix = {name for name in missing if PREFIX in name}
-    if config.pre_seq_len and not prefix and set(EMBEDDINGS) & missing:
-        raise CheckpointError(
-            f"{folder}: holds a P-Tuning prefix and no model; name its base with --model_name_or_path, and this folder "
-            "with --ptuning_checkpoint"
-        )
-    return missing - prefix
-
-
-def require_fit(folder: Path, missing: Iterable[str], unexpected: Iterable[str], misshapen: Iterable[str]) -> None:
-    """Raises CheckpointError if any tensor does not fit the model: the first five, and how many more there are.
-
-    Args:
-        misshapen: what is wrong with each tensor of another shape.
-    """
-    problems = [f"{folder}: {name} is missing from the weights" for name in sorted(missing)]
-    problems += [f"{folder}: {name} belongs to no part of the model" for name in sorted(unexpected)]
-    problems += [f"{folder}: {problem}" for problem in misshapen]
-    if problems:
-        raise CheckpointError(problems[:5] + ([f"{folder}: and {len(problems) - 5} more"] if problems[5:] else []))

@@ -12,12 +12,15 @@ from glmft.settings.config import TRAIN_TYPE_ALIASES, TUNERS, DataSettings, Trai
 from glmft.settings.defaults import find_ds_file
 from glmft.settings.sources import find_sources
 
+LARGEST, LONGEST_TEXT, LONGEST_NAME, MOST_ITERATIONS = 2**31, 4096, 255, 100
 KEEPS = {"at least": operator.ge, "more than": operator.gt, "at most": operator.le, "less than": operator.lt}
 
 
 def check(config: TrainConfig) -> list[str]:
     """All problems that the settings alone show, one line each. Files are looked for, not read."""
-    problems = []
+    problems = text_problems(config)
+    if problems:  # no path of them can be looked at
+        return problems
     if config.train_type not in TUNERS:
         near = nearest(config.train_type, (*TUNERS, *TRAIN_TYPE_ALIASES))
         problems.append(f"--train_type {config.train_type}: is none of {', '.join(TUNERS)}, all{near}")
@@ -27,7 +30,7 @@ def check(config: TrainConfig) -> list[str]:
             "make it smaller, or max_len larger"
         )
     problems += length_problems(config)
-    if config.resume is not None and config.resume != "yes" and not config.resume.isdigit():
+    if config.resume is not None and config.resume != "yes" and not re.fullmatch(r"[0-9]{1,12}", config.resume):
         problems.append(f"--resume {config.resume}: is neither yes nor the step of a checkpoint in --output_dir")
     if config.resume is not None and config.overwrite_output_dir:
         problems.append("--resume and --overwrite_output_dir exclude each other; give one")
@@ -93,9 +96,10 @@ def _tuner_problems(config: TrainConfig) -> list[str]:
     named = next(f.default for f in dataclasses.fields(TrainConfig) if f.name == "freeze_module_name")
     if config.freeze_last_n is not None and config.freeze_module_name != named:
         problems.append("--freeze_last_n and --freeze_module_name exclude each other; give one")
-    if not re.fullmatch(r"default|gaussian|pissa|pissa_niter_\d+", config.init_lora_weights):
+    if not is_lora_start(config.init_lora_weights):
         problems.append(
-            f"--init_lora_weights {config.init_lora_weights}: is none of default, gaussian, pissa, pissa_niter_N"
+            f"--init_lora_weights {config.init_lora_weights}: is none of default, gaussian, pissa, pissa_niter_N with "
+            f"N from 1 to {MOST_ITERATIONS}"
         )
     if config.init_lora_weights.startswith("pissa") and (config.use_dora or config.use_rslora):
         problems.append(
@@ -106,15 +110,50 @@ def _tuner_problems(config: TrainConfig) -> list[str]:
     return problems
 
 
+def is_lora_start(name: str) -> bool:
+    """Whether initial values of LoRA are called so."""
+    iterations = re.fullmatch(r"pissa_niter_([0-9]{1,4})", name)
+    return name in ("default", "gaussian", "pissa") or bool(iterations and 0 < int(iterations[1]) <= MOST_ITERATIONS)
+
+
 def range_problems(config: Any) -> list[str]:
-    """Numbers outside the limits that stand beside their settings."""
+    """Numbers outside the limits that stand beside their settings, and those that are beyond all use."""
     problems = []
     for f in dataclasses.fields(config):
         value, limits = getattr(config, f.name), f.metadata["limits"]
-        if value is None or not limits:
+        if value is None or isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        kept = math.isfinite(value) and all(KEEPS[name](value, limit) for name, limit in limits.items())
-        if not kept:
-            rule = " and ".join(f"{name} {limit}" for name, limit in limits.items())
+        limits = {"at most": LARGEST, **limits} if "less than" not in limits else limits
+        is_finite = isinstance(value, int) or math.isfinite(value)
+        if not (is_finite and all(KEEPS[name](value, limit) for name, limit in limits.items())):
+            order = sorted(limits, key=["at least", "more than", "at most", "less than"].index)
+            rule = " and ".join(f"{name} {limits[name]}" for name in order)
             problems.append(f"--{f.name} {value}: must be {rule}")
     return problems
+
+
+def text_problems(config: Any) -> list[str]:
+    """Texts that no file name, no JSON and no log line can hold."""
+    problems = []
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if not isinstance(value, str):
+            continue
+        is_path = f.name == "config" or f.name.endswith(("_path", "_dir", "_file", "_checkpoint"))
+        names = re.split(r"[/,]", value) if is_path else []
+        if "\0" in value or not is_unicode(value):
+            problems.append(f"--{f.name} {value}: holds bytes that are no UTF-8, or a NUL")
+        elif len(value) > LONGEST_TEXT:
+            problems.append(f"--{f.name} {value}: is longer than {LONGEST_TEXT} characters")
+        elif any(len(name.encode()) > LONGEST_NAME for name in names):
+            problems.append(f"--{f.name} {value}: holds a name of more than {LONGEST_NAME} bytes")
+    return problems
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

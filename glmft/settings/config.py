@@ -23,6 +23,9 @@ TUNERS = {
 DATA_FORMATS = ("auto", "triples", "pairs", "conversations", "messages")
 TRAIN_TYPE_ALIASES = {"all": "full"}
 WATCHED = ("eval_loss", "rouge-1", "rouge-2", "rouge-l", "bleu-4", "f1")
+ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+# What nobody means is refused before memory is asked for it: tokens of a row, width of what is trained.
+LONG, WIDE = 1 << 20, 1 << 16
 
 
 def setting(
@@ -77,7 +80,7 @@ class ModelSettings:
     )
     device: str = setting("auto", "auto: an accelerator if there is one", choices=("auto", "cpu", "cuda"))
     use_cpu: bool = setting(False, "the same as device cpu")
-    attn_implementation: str = setting("sdpa", "attention backend of transformers (sdpa, eager, flash_attention_2, …)")
+    attn_implementation: str = setting("sdpa", "attention backend of transformers", choices=ATTENTION)
 
     def __post_init__(self) -> None:
         self.device = "cpu" if self.use_cpu else self.device
@@ -103,19 +106,17 @@ class DataSettings:
         "default: the family's official chat prompt; reference: that of ChatGLM-Finetuning; raw: none, for base models",
         choices=("default", "reference", "raw"),
     )
-    max_len: int = setting(1024, "longest row, prompt, answer and end token together, in tokens", at_least=2)
-    max_src_len: int = setting(256, "longest prompt of one question with its special tokens, in tokens", at_least=4)
+    max_len: int = setting(1024, "longest row: prompt, answer and end token, in tokens", at_least=2, at_most=LONG)
+    max_src_len: int = setting(256, "longest prompt of one question, in tokens", at_least=4, at_most=LONG)
     max_source_length: int | None = setting(
         None,
         "with max_target_length, in place of the two above: longest prompt, in tokens",
         ("--max_input_length",),
         at_least=4,
+        at_most=LONG,
     )
     max_target_length: int | None = setting(
-        None,
-        "longest answer without its end token, in tokens",
-        ("--max_output_length",),
-        at_least=4,
+        None, "longest answer without its end token, in tokens", ("--max_output_length",), at_least=4, at_most=LONG
     )
 
 
@@ -127,10 +128,7 @@ class LearningSettings(DataSettings):
 
     cache_dir: str | None = setting(None, "folder of encoded data; none: glmft in the user's cache folder")
     num_proc: int | None = setting(
-        None,
-        "processes that encode; none: one a processor, at most 8",
-        ("--preprocessing_num_workers",),
-        at_least=1,
+        None, "processes that encode; none: up to 8", ("--preprocessing_num_workers",), at_least=1, at_most=1024
     )
     is_skip: bool = setting(False, "drop records that are too long instead of cutting them")
     loss_on: str = setting(
@@ -181,7 +179,9 @@ class ValidationSettings:
         "also answer some validation rows, and score the answers (rouge-1, rouge-2, rouge-l, bleu-4; f1 of triples)",
     )
     eval_samples: int = setting(50, "validation rows to answer", at_least=1)
-    max_new_tokens: int = setting(256, "longest answer, in tokens", ("--generation_config.max_new_tokens",), at_least=1)
+    max_new_tokens: int = setting(
+        256, "longest answer, in tokens", ("--generation_config.max_new_tokens",), at_least=1, at_most=LONG
+    )
     save_best: str | None = setting(
         None,
         "save a checkpoint when this metric is better than ever, and let the link best lead to it",
@@ -203,7 +203,7 @@ class TunerSettings:
     # What tuners with settings of their own were given; such a setting is a flag once --train_type names its tuner.
     tuner_settings: dict[str, Any] = field(default_factory=dict, metadata={"limits": {}, "aliases": ()})
     train_type: str = setting("lora", f"one of {', '.join(TUNERS)} (all: the same as full)")
-    lora_dim: int = setting(8, "LoRA: rank", at_least=1)
+    lora_dim: int = setting(8, "LoRA: rank", at_least=1, at_most=WIDE)
     lora_alpha: float = setting(30, "LoRA: the update is scaled by lora_alpha / lora_dim", more_than=0)
     lora_dropout: float = setting(0.1, "LoRA: dropout probability on the way into the update", at_least=0, at_most=1)
     lora_module_name: str = setting(
@@ -222,16 +222,16 @@ class TunerSettings:
         None, "freeze: train this many last layers, in place of freeze_module_name", at_least=1
     )
     freeze_part: str = setting("all", "freeze: what of the freeze_last_n layers", choices=("all", "attention", "mlp"))
-    pre_seq_len: int = setting(16, "ptuning, prompt: virtual tokens", at_least=1)
+    pre_seq_len: int = setting(16, "ptuning, prompt: virtual tokens", at_least=1, at_most=WIDE)
     prefix_projection: bool = setting(True, "ptuning: make the prefix by a two-layer tanh network, as P-Tuning v2 may")
     prefix_hidden_size: int | None = setting(
-        None, "ptuning: width inside that network; none: the model's own", at_least=1
+        None, "ptuning: width inside that network; none: the model's own", at_least=1, at_most=WIDE
     )
     prompt_encoder: str = setting(
         "none", "prompt: what the embeddings of the virtual tokens go through", choices=("none", "mlp", "lstm")
     )
     prompt_hidden_size: int | None = setting(
-        None, "prompt: width inside the encoder; none: the model's own", at_least=1
+        None, "prompt: width inside the encoder; none: the model's own", at_least=1, at_most=WIDE
     )
     trainable_dtype: str = setting("fp32", "number format of what is trained", choices=("fp32", "bf16"))
 
@@ -246,8 +246,8 @@ class OptimizerSettings:
     gradient_accumulation_steps: int = setting(1, "micro-batches of a rank in one optimizer step", at_least=1)
     learning_rate: float = setting(1e-3, "highest learning rate", more_than=0)
     weight_decay: float = setting(0.1, "decoupled weight decay, not on biases and norms", at_least=0)
-    adam_beta1: float = setting(0.9, "AdamW: decay of the mean", at_least=0, at_most=1)
-    adam_beta2: float = setting(0.95, "AdamW: decay of the squares", at_least=0, at_most=1)
+    adam_beta1: float = setting(0.9, "AdamW: decay of the mean", at_least=0, less_than=1)
+    adam_beta2: float = setting(0.95, "AdamW: decay of the squares", at_least=0, less_than=1)
     max_grad_norm: float | None = setting(
         None,
         "clip the gradient to this norm, 0: never; none: as the DeepSpeed file says, else 1.0",
@@ -285,7 +285,7 @@ class RunSettings:
         ("--resume_from_checkpoint",),
         bare="yes",
     )
-    seed: int = setting(1234, "random seed of data order, initial values and dropout")
+    seed: int = setting(1234, "random seed of data order, initial values and dropout", at_least=0, at_most=2**31)
     show_loss_step: int = setting(10, "optimizer steps between two log lines", ("--logging_steps",), at_least=1)
     save_model_step: int | None = setting(
         None,
@@ -351,7 +351,7 @@ class PredictConfig(DataSettings, ModelSettings):
         "none: predict/ in the model's folder, or output/predict for the embedded base",
     )
     per_device_eval_batch_size: int = setting(16, "prompts generated together", at_least=1)
-    max_new_tokens: int = setting(256, "longest answer, in tokens", at_least=1)
+    max_new_tokens: int = setting(256, "longest answer, in tokens", at_least=1, at_most=LONG)
     max_samples: int | None = setting(None, "answer only the first records, this many", at_least=1)
     local_rank: int | None = setting(None, "given by launchers; ignored")
 

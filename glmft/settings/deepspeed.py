@@ -6,13 +6,15 @@ What a file says otherwise is overridden with one line that names both values. "
 is an error.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glmft.errors import ConfigError, nearest
-from glmft.files import read_json
+from glmft.errors import MOST_LINES, ConfigError, nearest
+from glmft.reading import read_json
+from glmft.schema import one_of
 from glmft.settings.config import TrainConfig
+from glmft.settings.deepspeed_kinds import unchecked_problems
 
 # Top-level keys of DeepSpeed's configuration; it drops unknown ones silently.
 KNOWN_KEYS = frozenset(
@@ -53,10 +55,15 @@ _BY_HIDDEN_SIZE = {
 
 @dataclass(frozen=True)
 class Resolved:
-    """The configuration for `deepspeed.initialize`, and a line for each value of the file that was overridden."""
+    """The configuration for `deepspeed.initialize`, and a line for each value of the file that was overridden.
+
+    Args:
+        given: what the file holds, without its "auto"s.
+    """
 
     config: dict[str, Any]
     messages: list[str]
+    given: dict[str, Any] = field(default_factory=dict)
 
 
 def resolve(path: Path, config: TrainConfig, world_size: int, dtype: str, hidden_size: int | None = None) -> Resolved:
@@ -74,7 +81,12 @@ def resolve(path: Path, config: TrainConfig, world_size: int, dtype: str, hidden
     given = read_json(path)
     unknown = [key for key in given if key not in KNOWN_KEYS]
     if unknown:
-        raise ConfigError(f"{path}: {key!r} is no DeepSpeed key{nearest(key, KNOWN_KEYS, repr)}" for key in unknown)
+        hints = [nearest(key, KNOWN_KEYS, repr) for key in unknown[:MOST_LINES]] + [""] * len(unknown[MOST_LINES:])
+        raise ConfigError(
+            f"{path}: {key!r} is no DeepSpeed key{hint}" for key, hint in zip(unknown, hints, strict=True)
+        )
+    if wrong := unchecked_problems(_without_auto(given), path):
+        raise ConfigError(wrong)
     batch = config.per_device_train_batch_size
     ours: dict[str, Any] = {
         "train_batch_size": batch * config.gradient_accumulation_steps * world_size,
@@ -105,7 +117,7 @@ def resolve(path: Path, config: TrainConfig, world_size: int, dtype: str, hidden
         why = "a checkpoint in fp16 needs the stage's own copy of the weights"
         messages.append(f"{path.name}: ZeRO stage 0 -> 1 ({why})")
     fixed = {"steps_per_print": 10**9, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
-    return Resolved({**_without_auto(rest), **ours, **fixed}, messages)
+    return Resolved({**_without_auto(rest), **ours, **fixed}, messages, _without_auto(given))
 
 
 def asked_precision(path: Path) -> str | None:
@@ -128,7 +140,7 @@ def _precision_lines(path: Path, given: dict[str, Any], dtype: str, flag: str) -
 
 
 def _zero(path: Path, zero: Any, hidden_size: int | None) -> dict[str, Any]:
-    if not isinstance(zero, dict) or zero.get("stage", 0) not in (0, 1, 2, 3):
+    if not isinstance(zero, dict) or not one_of(0, 1, 2, 3).passes(zero.get("stage", 0)):
         raise ConfigError(f"{path}: zero_optimization must be an object with stage 0, 1, 2 or 3")
     if hidden_size:
         zero = {

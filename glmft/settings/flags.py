@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from glmft.dist import is_main
-from glmft.errors import ConfigError, nearest
+from glmft.errors import MOST_LINES, ConfigError, nearest
+from glmft.settings.checks import text_problems
 from glmft.settings.yaml_file import read_yaml, yaml_arguments
 
 # Flags that users' scripts carry and that mean nothing here: accepted with one warning. Value: whether one follows.
@@ -72,12 +73,15 @@ def _parse(kind: type[Settings], argv: list[str], parser: argparse.ArgumentParse
     unknown = [flag for flag in flags if flag not in known]
     if unknown:
         see = f"see {parser.prog} --help"
-        raise ConfigError(f"{flag}: no such setting{nearest(flag, known)}; {see}" for flag in unknown)
+        hints = [nearest(flag, known) for flag in unknown[:MOST_LINES]] + [""] * len(unknown[MOST_LINES:])
+        raise ConfigError(f"{flag}: no such setting{hint}; {see}" for flag, hint in zip(unknown, hints, strict=True))
     values = vars(parser.parse_args(argv))
     names = {f.name for f in dataclasses.fields(kind)}
     common = {name: value for name, value in values.items() if name in names}
     more = {name: value for name, value in values.items() if name not in names}
     config = kind(**common, tuner_settings=more) if more else kind(**common)
+    if problems := text_problems(config):
+        raise ConfigError(problems)
     if ignored and is_main():
         print(f"warning: {', '.join(ignored)}: without effect here", flush=True)
     return config

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from glmft.errors import ConfigError
 
+SMALLEST_WEIGHT, LARGEST_WEIGHT = 1e-9, 1e9
 ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
@@ -30,8 +31,9 @@ def find_sources(text: str, flag: str = "--train_path") -> list[Source]:
         files = _files(name)
         if not files:
             problems.append(f"{flag} {name}: {_why_none(name)}")
-        if weight is not None and not 0 < weight < float("inf"):
-            problems.append(f"{flag} {part}: the weight must be a positive number")
+        if weight is not None and not SMALLEST_WEIGHT <= weight <= LARGEST_WEIGHT:
+            rule = f"a positive number, from {SMALLEST_WEIGHT:g} to {LARGEST_WEIGHT:g}"
+            problems.append(f"{flag} {part}: the weight must be {rule}")
         sources.append(Source(tuple(files), weight))
     weighted = [source.weight is not None for source in sources]
     if any(weighted) and not all(weighted):

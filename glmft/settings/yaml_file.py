@@ -3,12 +3,16 @@
 Both become flags, so that what is checked and overridden is the same wherever a value comes from.
 """
 
+import datetime
+import functools
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from glmft.errors import ConfigError, nearest
+from glmft.errors import MOST_LINES, ConfigError, nearest, one_line
+from glmft.reading import read_text
 
+LARGEST = 64 << 10  # bytes of a file of settings
 # The demo's sections; what they hold is taken as if it stood at the top level.
 SECTIONS = ("data_config", "training_args", "peft_config", "generation_config")
 DATA_FILES = ("train_file", "val_file", "test_file")
@@ -70,29 +74,55 @@ def yaml_arguments(path: Path, known: Collection[str], data_dir: str | None = No
         elif name == "task_type":
             continue
         elif name not in known:
-            problems.append(f"{path}: {key}: no such setting{nearest(name, known)}")
+            hint = nearest(name, known) if len(problems) < MOST_LINES else ""
+            problems.append(f"{path}: {key}: no such setting{hint}")
         if value is not None:
             values[name] = in_folder(value, data_dir) if name in DATA_FILES and data_dir else value
     if problems:
         raise ConfigError(problems)
     if is_demo and "peft_config" not in given:
         values.setdefault("train_type", "full")
-    return [part for name, value in values.items() for part in (f"--{name}", as_text(value))]
+    return [part for name, value in values.items() for part in (f"--{name}", as_text(value, name, path))]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Raises ConfigError if it is missing, broken or no mapping."""
+    """Raises ConfigError if it is missing, broken, no mapping, or holds what settings do not need."""
     import yaml
 
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: is no YAML ({' '.join(str(error).split())})") from None
+        text = read_text(path, LARGEST)
+    except ConfigError as error:
+        raise ConfigError(f"--config {error}") from None
+    try:
+        given = yaml.load(text, _strict_loader())
+    except RecursionError:
+        raise ConfigError(f"--config {path}: YAML nested too deeply") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise ConfigError(f"--config {path}: is no YAML ({one_line(error)})") from None
     if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
         raise ConfigError(f"--config {path}: must hold settings as `name: value`")
     return given
+
+
+@functools.cache
+def _strict_loader() -> Any:
+    """PyYAML's safe loader without aliases, which can make a small file a huge one, and without keys given twice."""
+    import yaml
+
+    class StrictLoader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                event = self.peek_event()
+                raise yaml.YAMLError(f"line {event.start_mark.line + 1}: an alias; write the value out")
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            value = super().construct_mapping(node, deep)
+            if len(value) < len(node.value):
+                raise yaml.YAMLError(f"line {node.start_mark.line + 1}: a key stands twice")
+            return value
+
+    return StrictLoader
 
 
 def flat(given: dict[str, Any], path: Path) -> Iterator[tuple[str, Any]]:
@@ -110,5 +140,9 @@ def in_folder(value: Any, folder: str) -> str:
     return str(Path(folder) / str(value))
 
 
-def as_text(value: Any) -> str:
-    return ",".join(str(part) for part in value) if isinstance(value, list) else str(value)
+def as_text(value: Any, name: str, path: Path) -> str:
+    """A value as a flag has it. Raises ConfigError for anything but a scalar or a list of them."""
+    parts = value if isinstance(value, list) else [value]
+    if not all(isinstance(part, str | int | float | datetime.date) for part in parts):
+        raise ConfigError(f"--config {path}: {name}: must be a text, a number, true, false, or a list of those")
+    return ",".join(map(str, parts))

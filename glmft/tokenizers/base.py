@@ -10,9 +10,10 @@ from sentencepiece import SentencePieceProcessor
 from transformers import PreTrainedTokenizer
 from transformers.utils import PaddingStrategy
 
-from glmft.errors import ConfigError
+from glmft.errors import ConfigError, one_line
 from glmft.family import FAMILY_KEY
-from glmft.files import read_json_if_there
+from glmft.reading import read_json_if_there
+from glmft.tokenizers.files import check_tokenizer_files, check_vocabulary
 
 Message = dict[str, Any]
 
@@ -41,13 +42,18 @@ class FamilyTokenizer(PreTrainedTokenizer):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> "FamilyTokenizer":
-        tokenizer = super().from_pretrained(folder, *args, **kwargs)
+        check_tokenizer_files(Path(folder), cls)
+        try:
+            tokenizer = super().from_pretrained(folder, *args, **kwargs)
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever files that do not belong together make transformers raise
+            raise ConfigError(f"{folder}: the tokenizer cannot be loaded ({one_line(error)})") from None
         tokenizer.recorded = read_json_if_there(Path(folder) / "tokenizer_config.json")
         return tokenizer
 
     def __init__(self, vocab_file: str, padding_side: str = "left", **kwargs: Any):
-        if not Path(vocab_file).is_file():
-            raise ConfigError(f"{vocab_file}: the vocabulary is missing; copy it from the official folder")
+        check_vocabulary(Path(vocab_file))
         self.vocab_file = str(vocab_file)
         behind = self.read_vocabulary()
         self.special_ids = {token: behind + i for i, token in enumerate(self.special_tokens)}
@@ -171,6 +177,10 @@ class FamilyTokenizer(PreTrainedTokenizer):
             ValueError: a conversation that the family cannot express.
         """
         raise NotImplementedError
+
+    def check_roles(self, messages: Sequence[Message]) -> None:
+        """Raises ValueError if a family without roles cannot express whose turn it is."""
+        rounds_of(messages, self.family)
 
     def with_tools(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> Sequence[Message]:
         """The messages with descriptions of tools in them. Raises ValueError for a family that knows none."""

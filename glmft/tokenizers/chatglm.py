@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from glmft.files import read_json_if_there
+from glmft.reading import read_json_if_there
 from glmft.tokenizers.base import FamilyTokenizer, Message, rounds_of
 
 LONGEST_BLANK = 80

@@ -5,6 +5,8 @@ from typing import Any
 
 from glmft.errors import ConfigError
 from glmft.family import family_of_folder, is_native
+from glmft.reading import read_json_if_there
+from glmft.schema import is_whole
 from glmft.tokenizers.base import FamilyTokenizer
 from glmft.tokenizers.chatglm import ChatGLM6BTokenizer
 from glmft.tokenizers.chatglm2 import ChatGLM2Tokenizer
@@ -32,20 +34,50 @@ class ChatGLMTokenizer(FamilyTokenizer):
         return TOKENIZERS[family_of_folder(folder, mode)].from_pretrained(folder, *args, **kwargs)
 
 
-def load_tokenizer(folder: str | Path, mode: str | None = None) -> FamilyTokenizer | NativeTokenizer:
+def load_tokenizer(
+    folder: str | Path, mode: str | None = None, config: Any = None
+) -> FamilyTokenizer | NativeTokenizer:
     """The tokenizer of a model folder: the family's, or in transformers' own layout the folder's.
 
     Args:
         folder: holds the vocabulary, or has it in a sub-folder `tokenizer`.
         mode: the family, where the files do not tell.
+        config: the model's, whose ids must be the tokenizer's; None: only the tokenizer is wanted.
     """
     family = family_of_folder(folder, mode)
     if is_native(folder):
-        return NativeTokenizer.from_pretrained(folder)
+        tokenizer = NativeTokenizer.from_pretrained(folder)
+        require_ids(tokenizer, read_json_if_there(Path(folder) / "config.json"), folder)
+        return tokenizer
     kind = TOKENIZERS[family]
     name = kind.vocab_files_names["vocab_file"]
     places = [Path(folder), Path(folder) / "tokenizer"]
     place = next((p for p in places if (p / name).is_file()), None)
     if place is None:
         raise ConfigError(f"{folder}: holds no {name}; copy the vocabulary of the official folder there")
-    return kind.from_pretrained(place)
+    tokenizer = kind.from_pretrained(place)
+    require_ids(tokenizer, read_json_if_there(Path(folder) / "config.json"), folder)
+    if config is not None and family == "glm":
+        require_same_ids(tokenizer, config, folder)
+    return tokenizer
+
+
+def require_ids(tokenizer: Any, config: dict[str, Any], folder: str | Path) -> None:
+    """Raises ConfigError if the model of the same folder has no embedding for an id."""
+    size = config.get("padded_vocab_size", config.get("vocab_size"))
+    if is_whole(size) and len(tokenizer) > size:
+        raise ConfigError(f"{folder}: the tokenizer has {len(tokenizer)} ids, the model {size}; copy both anew")
+
+
+def require_same_ids(tokenizer: Any, config: Any, folder: str | Path) -> None:
+    """Raises ConfigError if a ChatGLM-6B has other ids for the tokens that its positions hang on than the tokenizer.
+
+    Args:
+        config: the model's.
+    """
+    for key, token in (("bos_token_id", "<sop>"), ("gmask_token_id", "[gMASK]"), ("mask_token_id", "[MASK]")):
+        there = tokenizer.convert_tokens_to_ids(token)
+        if getattr(config, key) != there:
+            raise ConfigError(
+                f"{folder}: {key} is {getattr(config, key)} in config.json, {there} in the tokenizer; copy both anew"
+            )

@@ -15,8 +15,10 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from glmft.errors import ConfigError, one_line
+from glmft.reading import is_file
 from glmft.tokenizers.base import Message
 from glmft.tokenizers.chatglm4_tools import checked_tools
+from glmft.tokenizers.files import check_tokenizer_files
 
 FILES = (
     "tokenizer.json",
@@ -43,8 +45,9 @@ class NativeTokenizer(PreTrainedTokenizerFast):
     def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> "NativeTokenizer":
         """Raises ConfigError for a folder without tokenizer.json, chat template, or GLM-4's role tokens."""
         folder = Path(folder)
-        if not (folder / "tokenizer.json").is_file():
+        if not is_file(folder / "tokenizer.json"):
             raise ConfigError(f"{folder}: holds no tokenizer.json; copy it from the official folder")
+        check_tokenizer_files(folder, cls)
         try:
             tokenizer = super().from_pretrained(folder, *args, padding_side="left", **kwargs)
         except Exception as error:  # whatever a torn file makes the library raise

@@ -1,14 +1,14 @@
 """Checkpoints that appear whole or not at all: written aside, listed in a manifest, flushed, then renamed."""
 
 import contextlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from glmft.dist import World, same_fate
-from glmft.errors import CheckpointError
+from glmft.errors import CheckpointError, ConfigError
 from glmft.files import digest_of, place_files, place_folder, refusals_as, remove_folder, start_folder, write_json
+from glmft.reading import read_json
 from glmft.training.random_state import RANDOM
 from glmft.training.state import STATE
 from glmft.weights import StoredTensors
@@ -64,13 +64,13 @@ def _resume_from_step(folder: Path, step: int) -> ResumePoint:
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None: every file must have the size and hash that the manifest lists."""
     try:
-        listed = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+        listed = read_json(checkpoint / MANIFEST)["files"]
         if not {STATE, RANDOM} <= listed.keys():
             return f"{checkpoint} is not whole"
         for name, (size, digest) in listed.items():
             if (checkpoint / name).stat().st_size != size or digest_of(checkpoint / name) != digest:
                 return f"{checkpoint / name} is not what was saved"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError):
         return f"{checkpoint} is not whole"
     return None
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from glmft.dist import gathered, whole_shape
 from glmft.errors import CheckpointError
 from glmft.family import ADAPTER_JSON
-from glmft.files import read_json_if_there
+from glmft.reading import read_json_if_there
 from glmft.training.checkpoint import open_optimizer
 from glmft.training.job import Job
 from glmft.training.random_state import restore_random_state
 from glmft.training.state import TrainerState, load_state
-from glmft.training.zero_state import set_scaler_numbers, unpack
+from glmft.training.zero_state import MOMENTS, set_scaler_numbers, unpack
 
 
 def start_state(job: Job, resume_from: Path | None) -> TrainerState:
@@ -49,11 +49,13 @@ def load_weights(model: nn.Module, stored: Mapping[str, Tensor]) -> None:
     """Put the checkpoint's trained weights into the model before DeepSpeed takes it. Collective."""
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     names = {key.removeprefix("param/") for key in stored if key.startswith("param/")}
-    if trainable.keys() != names:
+    if trainable.keys() != names or any(f"{key}/{name}" not in stored for key in MOMENTS for name in names):
         raise CheckpointError("the checkpoint trained other parameters; give the same --train_type and its settings")
     for name, parameter in trainable.items():
         tensor = stored[f"param/{name}"]
-        if whole_shape(parameter) != tensor.shape:
+        shapes = getattr(stored, "shapes", {})
+        moments = [shapes.get(f"{key}/{name}", list(tensor.shape)) for key in MOMENTS]
+        if whole_shape(parameter) != tensor.shape or any(shape != list(tensor.shape) for shape in moments):
             raise CheckpointError(f"{name} has another shape in the checkpoint; give the same --train_type settings")
         with gathered([parameter], modified=True), torch.no_grad():
             parameter.copy_(tensor)

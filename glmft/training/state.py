@@ -4,7 +4,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from glmft.errors import CheckpointError
-from glmft.files import read_json
+from glmft.reading import read_json
+from glmft.schema import FLAG, NULL, Kind, number, problems, table_of, whole
 
 STATE = "trainer_state.json"
 
@@ -75,9 +76,23 @@ class TrainerState:
         return figures
 
 
+_COUNT, _FINITE = whole(0, 2**62), number(-1e300, 1e300)
+KINDS: dict[str, Kind] = {
+    **{f.name: _COUNT for f in fields(TrainerState) if f.type is int},
+    "loss_sum": _FINITE,
+    "open_loss": _FINITE,
+    "last_loss": _FINITE | NULL,
+    "grouped": FLAG,
+    "loss_scaler": table_of(number(0, 1e300) | FLAG, 100),
+    "best": _FINITE | NULL,
+    "best_step": _COUNT | NULL,
+}
+
+
 def load_state(checkpoint: Path) -> TrainerState:
     """Raises CheckpointError if another program wrote it."""
     stored = read_json(checkpoint / STATE)
-    if not isinstance(stored.get("step"), int):
-        raise CheckpointError(f"{checkpoint / STATE}: is no state of a run of glmft; resume from another checkpoint")
+    wrong = problems({"step": None, **stored}, KINDS, checkpoint / STATE)
+    if wrong:
+        raise CheckpointError([f"{line}; resume from another checkpoint" for line in wrong])
     return TrainerState(**{f.name: stored[f.name] for f in fields(TrainerState) if f.name in stored})

@@ -14,6 +14,8 @@ from glmft.device import peak_memory
 from glmft.dist import World
 from glmft.errors import ConfigError
 from glmft.files import new_file
+from glmft.reading import is_file
+from glmft.schema import is_whole
 from glmft.training.state import LogFigures
 
 METRICS, CURVE = "metrics.jsonl", "loss.png"
@@ -190,11 +192,12 @@ def clock(seconds: float) -> str:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; one that a kill cut short is left out."""
+    """The lines of metrics.jsonl; one that a kill cut short, or that is none of ours, is left out."""
     figures = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        with contextlib.suppress(ValueError):
-            figures.append(json.loads(line))
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if is_file(path) else []:
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(line)
+            figures += [value] if isinstance(value, dict) and is_whole(value.get("step")) else []
     return figures
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from glmft.errors import ConfigError
 from glmft.family import ADAPTER_JSON
+from glmft.reading import is_file
 from glmft.settings.config import TUNERS, TrainConfig
 from glmft.tuners.base import Tuner
 from glmft.tuners.lora import load_lora
@@ -39,7 +40,7 @@ def load_adapter(model: nn.Module, folder: Path, train_type: str | None) -> nn.M
         ConfigError: no tuner of that name.
         CheckpointError: the weights are missing, torn, or of another base.
     """
-    if not (folder / ADAPTER_JSON).is_file():
+    if not is_file(folder / ADAPTER_JSON):
         return load_lora(model, folder)
     if train_type not in TUNERS:
         raise ConfigError(f"{folder}: train_type {train_type!r} is none of {', '.join(TUNERS)}")

@@ -1,21 +1,25 @@
 """The protocol of a tuner: four plain things, and a check of its settings before any weight is loaded."""
 
+import copy
 import dataclasses
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args, get_type_hints
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from glmft.dist import gathered, is_main
-from glmft.errors import CheckpointError
+from glmft.errors import CheckpointError, ConfigError, one_line
 from glmft.family import ADAPTER_JSON
-from glmft.files import read_json
+from glmft.models.stored import require_finite, require_fit
+from glmft.reading import read_json
+from glmft.schema import FLAG, NULL, Kind, number, one_of, problems, text, whole
 from glmft.settings.config import TrainConfig
+from glmft.weights import FLOATS, StoredTensors
 
 ADAPTER_WEIGHTS = "glmft_adapter.safetensors"
 
@@ -81,6 +85,8 @@ class Tuner(ABC):
     def from_description(cls, folder: Path) -> Self:
         """The tuner that a saved adapter describes."""
         described = read_json(folder / ADAPTER_JSON)
+        if wrong := problems(described, kinds_of(cls), folder / ADAPTER_JSON):
+            raise ConfigError(wrong)
         fields = dataclasses.fields(cls)
         missing = [f.name for f in fields if f.name not in described and f.default is dataclasses.MISSING]
         if missing:
@@ -88,10 +94,57 @@ class Tuner(ABC):
         return cls(**{f.name: described[f.name] for f in fields if f.name in described})
 
     def load(self, model: nn.Module, folder: Path) -> nn.Module:
-        """Put a saved adapter onto its base model."""
+        """Put a saved adapter onto its base model. Raises CheckpointError unless it is exactly what was trained."""
+        require_adapter(StoredTensors([folder / ADAPTER_WEIGHTS]), self.expected(model, folder), folder)
         model = self.apply(model)
         load_named(model, load_checked(folder / ADAPTER_WEIGHTS), folder)
         return model
+
+    def expected(self, model: nn.Module, place: str | Path) -> dict[str, list[int]]:
+        """Names and shapes of what is trained on a model, found without memory for them.
+
+        Args:
+            place: for the message of the CheckpointError, where these settings do not fit the model.
+        """
+        try:
+            with torch.device("meta"):
+                bare = self.apply(without_weights(model))
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{place}: does not fit the base model ({one_line(error)})") from None
+        return {name: list(p.shape) for name, p in bare.named_parameters() if p.requires_grad}
+
+
+def kinds_of(tuner: type) -> dict[str, Kind]:
+    """What a description may say: for each field of a tuner its type, within the limits of the flag of its name."""
+    flags = {f.name: f.metadata for f in dataclasses.fields(TrainConfig)}
+    kinds, hints = {"base_model_name_or_path": text(), "base_fingerprint": text(longest=100)}, get_type_hints(tuner)
+    for f in dataclasses.fields(tuner):
+        types = set(get_args(hints[f.name])) or {hints[f.name]}
+        flag = f.metadata if "limits" in f.metadata else flags.get(f.name, {})
+        limits, choices = flag.get("limits", {}), flag.get("choices")
+        low, high = limits.get("at least", 0), limits.get("at most", 2**31)
+        named = one_of(*choices) if choices else text()
+        plain = {bool: FLAG, int: whole(low, high), float: number(low, high), str: named}
+        kind = next(plain[t] for t in plain if t in types)
+        kinds[f.name] = kind | NULL if type(None) in types else kind
+    return kinds
+
+
+def without_weights(model: nn.Module) -> nn.Module:
+    """A model of the same shape, without memory behind its tensors."""
+    with torch.device("meta"):
+        return type(model)(copy.deepcopy(model.config))
+
+
+def require_adapter(stored: StoredTensors, expected: dict[str, list[int]], folder: str | Path) -> None:
+    """Raises CheckpointError unless there are exactly the expected names, in their shapes, and as floats."""
+    wrong = [
+        f"{name} {stored.shapes[name]} does not fit the model's {shape}"
+        for name, shape in expected.items()
+        if name in stored and stored.shapes[name] != shape
+    ]
+    wrong += [f"{name} holds {f}, no floating-point numbers" for name, f in stored.formats.items() if f not in FLOATS]
+    require_fit(Path(folder), expected.keys() - stored.keys(), stored.keys() - expected.keys(), wrong)
 
 
 def train_only(model: nn.Module, names: Iterable[str] | None = None) -> None:
@@ -156,6 +209,7 @@ def load_named(model: nn.Module, state: dict[str, Tensor], folder: Path) -> None
     ]
     if problems:
         raise CheckpointError(problems[:5])
+    require_finite(state.items(), folder)
     with torch.no_grad():
         for name, tensor in state.items():
             parameters[name].copy_(tensor)

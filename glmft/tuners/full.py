@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from glmft.errors import CheckpointError
 from glmft.models.loading import copy_texts
 from glmft.tuners.base import Tuner, gather_named, train_only
 
@@ -39,4 +40,4 @@ class Full(Tuner):
             copy_texts(Path(base["base_model_name_or_path"]), folder)
 
     def load(self, model: nn.Module, folder: Path) -> nn.Module:
-        raise AssertionError("a full checkpoint is a model folder and is loaded as one")
+        raise CheckpointError(f"{folder}: holds a whole model, but no config.json; copy it again")

@@ -1,7 +1,7 @@
 """LoRA (Hu et al., 2021) through peft."""
 
 import copy
-import json
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,9 +9,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from glmft.errors import CheckpointError
+from glmft.errors import CheckpointError, one_line
+from glmft.models.stored import require_finite
 from glmft.settings.config import split_names
-from glmft.tuners.base import Tuner, cast_trainable, gather_named, load_checked, save_checked
+from glmft.tuners.base import (
+    Tuner,
+    cast_trainable,
+    gather_named,
+    load_checked,
+    require_adapter,
+    save_checked,
+    without_weights,
+)
+from glmft.tuners.peft_config import lora_config, read_peft_config
+from glmft.weights import StoredTensors
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -122,6 +133,11 @@ class Lora(Tuner):
             self.initial = {n: p.detach().to("cpu", copy=True) for n, p in model.named_parameters() if "lora_" in n}
         return model
 
+    def expected(self, model: nn.Module, place: str | Path) -> dict[str, list[int]]:
+        """The main components of weights that are not there would take an hour: their shapes are those of any start."""
+        plain = dataclasses.replace(self, init_lora_weights="default") if self.is_pissa else self
+        return super(Lora, plain).expected(model, place)
+
     @property
     def is_pissa(self) -> bool:
         return self.init_lora_weights.startswith("pissa")
@@ -158,16 +174,31 @@ def load_lora(model: nn.Module, folder: Path) -> nn.Module:
     """Put a LoRA folder, ours or one that peft wrote, onto its base model.
 
     Raises:
-        CheckpointError: the weights are missing, torn, or of another base.
+        ConfigError: its description says what it must not.
+        CheckpointError: the weights are missing, torn, or not exactly those that the description asks for.
     """
-    from peft import PeftModel
+    from peft import get_peft_model, set_peft_model_state_dict
 
-    load_checked(folder / WEIGHTS)
+    given = read_peft_config(folder)
+    require_adapter(StoredTensors([folder / WEIGHTS]), expected_lora(model, given, folder), folder)
+    state = load_checked(folder / WEIGHTS)
+    require_finite(state.items(), folder)
+    model = get_peft_model(model, lora_config(given))
+    set_peft_model_state_dict(model, state)
+    return model
+
+
+def expected_lora(model: nn.Module, given: dict[str, Any], folder: Path) -> dict[str, list[int]]:
+    """Names and shapes of the weights that a description asks for on a model, found without memory for them."""
+    from peft import get_peft_model, get_peft_model_state_dict
+
     try:
-        return PeftModel.from_pretrained(model, folder)
-    except (RuntimeError, ValueError, TypeError, json.JSONDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{folder}: the LoRA weights do not fit the base model ({reason})") from None
+        with torch.device("meta"):
+            bare = get_peft_model(without_weights(model), lora_config({**given, "init_lora_weights": True}))
+            state = get_peft_model_state_dict(bare)
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise CheckpointError(f"{folder}: does not fit the base model ({one_line(error)})") from None
+    return {name: list(tensor.shape) for name, tensor in state.items()}
 
 
 def as_plain_lora(trained: dict[str, Tensor], initial: dict[str, Tensor]) -> dict[str, Tensor]:

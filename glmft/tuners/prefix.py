@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from glmft.errors import CheckpointError
+from glmft.models.stored import require_finite, require_fit
+from glmft.reading import is_file
 from glmft.tuners.base import ADAPTER_WEIGHTS, Tuner, load_checked, load_named, save_checked, train_only
 from glmft.weights import open_weights
 
@@ -69,8 +71,7 @@ class Prefix(Tuner):
         dataclasses.replace(self, ptuning_checkpoint=None).save_description(folder, base)
 
     def load(self, model: nn.Module, folder: Path) -> nn.Module:
-        model = self.apply(model)
-        load_named(model, load_checked(folder / ADAPTER_WEIGHTS), folder)
+        model = super(Prefix, dataclasses.replace(self, ptuning_checkpoint=None)).load(model, folder)
         model.base_model.prefix_encoder.to(model.dtype)
         return model
 
@@ -92,16 +93,17 @@ def read_prefix(path: Path) -> dict[str, Tensor]:
     """
     file = path
     if path.is_dir():
-        file = next((path / name for name in (ADAPTER_WEIGHTS, OFFICIAL_WEIGHTS) if (path / name).is_file()), path)
-    if not file.is_file():
+        file = next((path / name for name in (ADAPTER_WEIGHTS, OFFICIAL_WEIGHTS) if is_file(path / name)), path)
+    if not is_file(file):
         raise CheckpointError(f"{path}: no prefix here; name a folder with {OFFICIAL_WEIGHTS}, or the file")
     state = load_checked(file) if file.suffix == ".safetensors" else open_weights(file)
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise CheckpointError(f"{file}: holds something other than named tensors; name a P-Tuning v2 checkpoint")
     parts = {name: name.partition("prefix_encoder.")[1:] for name in state}
     state = {"".join(parts[name]): tensor for name, tensor in state.items() if parts[name][0]}
     if EMBEDDING not in state:
         raise CheckpointError(f"{file}: holds no transformer.{EMBEDDING}; name a P-Tuning v2 checkpoint")
+    if any(t.ndim != (1 if name.endswith("bias") else 2) or not t.is_floating_point() for name, t in state.items()):
+        raise CheckpointError(f"{file}: holds tensors that are no matrices of floating-point numbers")
+    require_finite(state.items(), file)
     return state
 
 
@@ -123,6 +125,10 @@ def check_fit(model: nn.Module, state: dict[str, Tensor], place: str | Path) -> 
         raise CheckpointError(
             f"{place}: a prefix of {layers}, the model has {layers_there} of {layer}; name the prefix's base"
         )
+    trained = Prefix(*shape_of(state)).expected(model, place)
+    expected = {name.partition(".")[2]: shape for name, shape in trained.items()}
+    wrong = [f"{n} {list(t.shape)} has another shape" for n, t in state.items() if list(t.shape) != expected.get(n)]
+    require_fit(Path(place), expected.keys() - state.keys(), state.keys() - expected.keys(), wrong)
 
 
 def put_prefix(model: nn.Module, path: Path) -> None:

@@ -119,9 +119,9 @@ def test_other_glm_models_are_refused_by_name(kind, name, tmp_path):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"hidden_size": "x"}, "Field 'hidden_size' expected int, got str"),
-        ({"num_attention_heads": 0}, "describes no model that can be made"),
-        ({"hidden_act": "nope"}, "describes no model that can be made"),
+        ({"hidden_size": "x"}, "hidden_size is 'x'; it must be a whole number"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0; it must be a whole number"),
+        ({"hidden_act": "nope"}, "hidden_act is 'nope'; it must be one of"),
     ],
 )
 def test_values_that_make_no_model_are_one_line(change, told, folder, tmp_path):

@@ -96,7 +96,7 @@ def test_what_a_folder_lacks_is_one_line(native_folders, tmp_path):
     with pytest.raises(ConfigError, match="has no chat template"):
         load_tokenizer(folder)
     (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"tokenizer\.json: is no readable tokenizer"):
+    with pytest.raises(ConfigError, match=r"tokenizer\.json: is not valid JSON"):
         load_tokenizer(folder)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ConfigError, match=r"holds no tokenizer\.json"):
