@@ -171,15 +171,16 @@ def start(device: str = "auto", dtype: str = "auto", preferred: str | None = Non
         deepspeed.ops.__compatible_ops__ = {}  # read by one thing only: the compiled shared-memory collective
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     store, longest = None, timedelta(seconds=timeout)
-    if not torch.distributed.is_initialized():
-        try:
+    try:
+        if not torch.distributed.is_initialized():
+            if "RANK" in os.environ and (problem := port_problem()):
+                raise ConfigError(problem)
             store, rank, size = _meet()
             _limit_waiting(longest)
             torch.distributed.init_process_group(backend, timeout=longest, rank=rank, world_size=size, store=store)
-        except (RuntimeError, ValueError) as error:  # torch's own classes of network errors among them
-            where = "look at MASTER_ADDR and MASTER_PORT"
-            raise ConfigError(f"the ranks cannot meet ({one_line(error)}); {where}") from None
-    deepspeed.init_distributed(backend, verbose=False)
+        deepspeed.init_distributed(backend, verbose=False)
+    except (RuntimeError, ValueError) as error:  # torch's own classes of network errors among them
+        raise ConfigError(f"the ranks cannot meet ({one_line(error)}); look at MASTER_ADDR and MASTER_PORT") from None
     host_group = torch.distributed.new_group(backend="gloo", timeout=longest) if backend == "nccl" else None
     return World(
         torch.distributed.get_rank(),

@@ -2,12 +2,13 @@
 is too large or too deep is not taken in, and what JSON leaves unclear is an error.
 """
 
+import io
 import json
 import os
 import re
 import stat
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from glmft.errors import ConfigError
 
@@ -21,14 +22,14 @@ def is_file(path: str | os.PathLike[str]) -> bool:
     return os.path.isfile(path)
 
 
-def open_regular(path: Path) -> IO[bytes]:
-    """A regular file, to be read. Raises OSError for anything else, and never waits for a pipe."""
+def open_regular(path: Path) -> io.FileIO:
+    """A regular file, to be read, without a buffer. Raises OSError for anything else, and never waits for a pipe."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
         os.close(handle)
         raise OSError(None, "is no regular file", str(path))
-    return os.fdopen(handle, "rb")
+    return io.FileIO(handle, "rb")
 
 
 def read_text(path: Path, largest: int = LARGEST) -> str:
@@ -39,7 +40,7 @@ def read_text(path: Path, largest: int = LARGEST) -> str:
     """
     try:
         with open_regular(path) as file:
-            data = file.read(largest + 1)
+            data = io.BufferedReader(file).read(largest + 1)
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL byte
         raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if len(data) > largest:

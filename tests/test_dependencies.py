@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "glmft"
 LEVELS = [
-    {"errors", "console", "reading", "schema", "files", "device", "dist", "family", "weights"},
+    {"errors", "reading", "schema", "console", "files", "device", "dist", "family", "weights"},
     {"settings"},
     {"models", "tokenizers", "data"},
     {"tuners"},

@@ -1,6 +1,7 @@
 """Files to JSON values, strictly: what JSON or UTF-8 leaves unclear is an error with its place."""
 
 import contextlib
+import functools
 import gzip
 import hashlib
 import io
@@ -26,8 +27,8 @@ class DigestedFile(io.RawIOBase):
         digest: of hashlib; takes the bytes.
     """
 
-    def __init__(self, file: IO[bytes], digest: Any):
-        self.file, self.digest = file, digest
+    def __init__(self, path: Path, digest: Any):
+        self.file, self.digest = open_regular(path), digest
 
     def readable(self) -> bool:
         return True
@@ -57,19 +58,18 @@ def raw_records(path: Path, seen: dict[Path, str] | None = None) -> Iterator[tup
     digest = hashlib.sha256()
     try:
         with contextlib.ExitStack() as stack:
-            whole = stack.enter_context(open_regular(path))
-            if seen is not None:
-                whole = stack.enter_context(io.BufferedReader(DigestedFile(whole, digest), BUFFER))
-            file = stack.enter_context(gzip.open(whole, "rb")) if path.suffix == ".gz" else whole
-            first, lines = True, iter(lambda: file.readline(LONGEST_LINE + 1), b"")
+            raw = open_regular(path) if seen is None else DigestedFile(path, digest)
+            whole = file = stack.enter_context(io.BufferedReader(raw, BUFFER))
+            if path.suffix == ".gz":
+                file = stack.enter_context(gzip.open(whole, "rb"))
+            first, lines = True, iter(functools.partial(file.readline, LONGEST_LINE + 1), b"")
             for number, line in enumerate(lines, 1):
                 line = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
                 if first and line.lstrip()[:1] == b"[":
                     yield from _array(_whole(line, file, path), path, number)
-                    break
-                if len(line) > LONGEST_LINE:
+                elif len(line) > LONGEST_LINE:
                     raise DataError(f"{path}:{number}: a line of more than {LONGEST_LINE:,} bytes; is it JSON lines?")
-                if line.strip():
+                elif line.strip():
                     first = False
                     yield f"{path}:{number}", line
             while whole.read(BUFFER):

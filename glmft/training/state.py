@@ -92,7 +92,7 @@ KINDS: dict[str, Kind] = {
 def load_state(checkpoint: Path) -> TrainerState:
     """Raises CheckpointError if another program wrote it."""
     stored = read_json(checkpoint / STATE)
-    wrong = problems({"step": None, **stored}, KINDS, checkpoint / STATE)
+    wrong = problems({"step": None, **stored}, KINDS, f"{checkpoint / STATE}: is no state of a run of glmft")
     if wrong:
         raise CheckpointError([f"{line}; resume from another checkpoint" for line in wrong])
     return TrainerState(**{f.name: stored[f.name] for f in fields(TrainerState) if f.name in stored})
