@@ -23,7 +23,6 @@ class DigestedFile(io.RawIOBase):
     """A file that notes the bytes that are read of it.
 
     Args:
-        file: opened for bytes.
         digest: of hashlib; takes the bytes.
     """
 

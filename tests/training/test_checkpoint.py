@@ -184,7 +184,7 @@ def test_a_state_of_an_older_version_goes_on_and_that_of_another_program_is_refu
     (tmp_path / STATE).write_text('{"step": 7, "total_steps": 9, "of_an_older_version": 1}')
     assert load_state(tmp_path) == TrainerState(step=7, total_steps=9)
     (tmp_path / STATE).write_text('{"global_step": 7, "max_steps": 9}')
-    with pytest.raises(CheckpointError, match=r"trainer_state\.json: step is None"):
+    with pytest.raises(CheckpointError, match=r"trainer_state\.json: is no state of a run of glmft"):
         load_state(tmp_path)
 
 
