@@ -131,9 +131,8 @@ def _main(arguments: list[str], command: str | None, program: str | None) -> int
             return COMMANDS[command](arguments, program or f"glmft {command}")
     except KeyboardInterrupt as error:
         reason = getattr(error, "reason", "SIGINT")
-        if is_main():
-            line = stopped_line(reason) if command == "train" else f"stopped: by {reason} before it was finished"
-            print(line, file=sys.stderr, flush=True)
+        line = stopped_line(reason) if command == "train" else f"stopped: by {reason} before it was finished"
+        print(line, file=sys.stderr, flush=True)
         return 130 if reason == "SIGINT" else Stopped.exit_code
     except Exception as error:
         known = error if isinstance(error, GlmftError) else of_the_system(error) or Unforeseen(error)

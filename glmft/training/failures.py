@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from glmft.dist import World
 from glmft.errors import CheckpointError, GlmftError, OutOfMemory, RankLost, one_line
 from glmft.training.roll_call import silent_ranks
+from glmft.training.signals import hold_signals
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
@@ -40,6 +41,7 @@ def explained(world: World, advice: Callable[[], str] = lambda: "") -> Iterator[
 
 def _what_was_lost(world: World, error: Exception) -> str:
     """A rank that hangs by its number; one that has ended says by itself why, if it can."""
+    hold_signals()
     silent = silent_ranks(world, bool(_LATE.search(str(error)))) if world.store is not None else []
     if not silent:
         return "another rank has ended, so this run cannot go on: see its message, if it left one (SIGKILL leaves none)"

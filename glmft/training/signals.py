@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Self
 
-from glmft.dist import World, is_main, launchers, sum_over_ranks
+from glmft.dist import World, env_rank, is_main, launchers, sum_over_ranks
 from glmft.errors import Stopped
 
 OBEYED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -48,7 +48,7 @@ def interruptible() -> Iterator[None]:
         with os.fdopen(reader, "rb", buffering=0) as signals:
             while number := signals.read(1):
                 if signal.getsignal(number[0]) is interrupt and not noticed.wait(PATIENCE):
-                    os.write(2, f"{stopped_line(signal.Signals(number[0]).name)}\n".encode() if is_main() else b"")
+                    os.write(2, f"{stopped_line(signal.Signals(number[0]).name)}\n".encode())
                     os._exit(Stopped.exit_code)
 
     reader, writer = os.pipe()
@@ -67,8 +67,15 @@ def interruptible() -> Iterator[None]:
 
 
 def stopped_line(reason: str) -> str:
-    """What a run says that is stopped outside its loop."""
-    return f"{Stopped.label}: by {reason} before training began; nothing is saved"
+    """What every rank of a run says that is stopped outside its loop."""
+    whose = "" if is_main() else f"rank {env_rank()}: "
+    return f"{Stopped.label}: {whose}by {reason} before training began; nothing is saved"
+
+
+def hold_signals() -> None:
+    """Let no signal but SIGKILL come between this rank and its last words: a launcher that misses a rank sends some."""
+    if launchers() and threading.current_thread() is threading.main_thread():
+        signal.pthread_sigmask(signal.SIG_BLOCK, OBEYED)
 
 
 class StopSignals:
@@ -88,8 +95,10 @@ class StopSignals:
             self.before = {number: signal.signal(number, self._note) for number in obeyed()}
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.reason and self.launchers:  # on its way out: a launcher's second signal must not change the exit code
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if (
+            self.reason or error
+        ) and self.launchers:  # on its way out: a launcher's signal must not change the exit code
             return
         for number, handler in self.before.items():
             signal.signal(number, handler)

@@ -40,6 +40,38 @@ def test_every_survivor_says_that_a_rank_was_killed(victim, uneven, tmp_path):
         assert "frame #" not in Path(logs[rank]).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [["torchrun", "--nproc_per_node", "2"], ["deepspeed", "--num_gpus", "2"]])
+def test_a_launcher_that_ends_the_survivors_does_not_silence_them(launcher, uneven, tmp_path):
+    """Rank 0 is killed as soon as the ranks have met, and in the loop."""
+    bin_ = Path(sys.executable).parent
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment["PATH"] = os.pathsep.join([str(bin_), os.environ["PATH"]])
+    for number, moment in enumerate(["2 ranks on cpu", "step 3/"]):
+        log, out = tmp_path / f"log{number}", tmp_path / f"out{number}"
+        flags = ["--train_path", str(uneven), *ENDLESS, "--output_dir", str(out)]
+        command = [str(bin_ / launcher[0]), *launcher[1:], "--master_port", "29651", "train.py", *flags]
+        with log.open("w") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, cwd=ROOT)
+        wait_for(log, moment)
+        os.kill(next(pid for pid in descendants(process.pid) if variables(pid).get("RANK") == "0"), signal.SIGKILL)
+        assert process.wait(60) != 0
+        lines = [line for line in log.read_text(encoding="utf-8").splitlines() if "rank 1: " in line]
+        assert len([line for line in lines if line.startswith(("error: ", "stopped: "))]) == 1, log.read_text()
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process has started, and theirs."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [number for child in children for number in (int(child), *descendants(int(child)))]
+
+
+def variables(pid: int) -> dict[str, str]:
+    """The environment of a process."""
+    lines = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
 @pytest.mark.parametrize("victim", [1, pytest.param(0, marks=SLOW)])
 def test_a_rank_that_hangs_is_named_by_every_other(victim, uneven, tmp_path):
     argv = ["--train_path", str(uneven), *ENDLESS, "--rank_timeout", "3", "--output_dir", str(tmp_path / "out")]
