@@ -3,7 +3,7 @@ SEED ?= 1234
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: quickstart quickstart-ptuning test test-slow test-oldest lint base
+.PHONY: quickstart quickstart-ptuning test test-slow test-oldest lint base ecosystem
 
 # Makes .venv, fine-tunes the embedded tiny model with LoRA, merges, and shows answers before and after.
 quickstart: $(READY)
@@ -23,6 +23,10 @@ test-slow: $(READY)
 # All tests but the slow ones with the oldest transformers that setup.py allows; `make test` has the pinned one.
 test-oldest: .venv-oldest/.ready
 	.venv-oldest/bin/python -m pytest
+
+# Other libraries on our models: trl, lm-eval, transformers' Trainer and pipelines, peft.
+ecosystem: .venv-ecosystem/.ready
+	.venv-ecosystem/bin/python -m pytest -m "slow or not slow" tests/ecosystem tests/tuners/test_peft_prefix.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -45,4 +49,10 @@ $(READY): requirements.txt setup.py
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
 	  "transformers==$$(sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' setup.py)"
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+.venv-ecosystem/.ready: requirements.txt setup.py
+	$(PYTHON) -m venv .venv-ecosystem
+	.venv-ecosystem/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	.venv-ecosystem/bin/python -m pip install --quiet --disable-pip-version-check -e ".[ecosystem]" -c requirements.txt
 	@touch $@

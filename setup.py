@@ -15,7 +15,11 @@ setup(
     packages=[*find_packages(include=["glmft", "glmft.*"]), "glmft.ds_configs", "glmft.examples.quickstart"],
     # What the commands fall back on travels with an installed package too; in a checkout it is found at the top level.
     package_dir={"glmft.ds_configs": "ds_configs", "glmft.examples.quickstart": "examples/quickstart"},
-    package_data={"glmft.ds_configs": ["*.json"], "glmft.examples.quickstart": ["*.json", "base/*"]},
+    package_data={
+        "glmft.tokenizers.templates": ["*.jinja"],
+        "glmft.ds_configs": ["*.json"],
+        "glmft.examples.quickstart": ["*.json", "base/*"],
+    },
     install_requires=[
         "torch>=2.6",
         "transformers>=5.9,<6",
@@ -40,6 +44,7 @@ setup(
         "dev": ["pytest>=8", "ruff>=0.9", "nbclient>=0.10", "ipykernel>=6"],
         "quant": ["bitsandbytes>=0.50"],
         "web": ["gradio>=5"],
+        "ecosystem": ["trl>=1.16", "lm-eval>=0.4.13"],
     },
     entry_points={"console_scripts": ["glmft=glmft.cli:run_command"]},
 )

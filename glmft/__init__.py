@@ -19,6 +19,7 @@ _EXPORTS = {
     "load": "glmft.inference.loading",
     "merge": "glmft.commands.merge",
     "predict": "glmft.commands.predict",
+    "prefix_to_peft": "glmft.inference.loading",
     "quiet": "glmft.commands.quiet",
     "shipped": "glmft.settings.defaults",
     "text_scores": "glmft.inference.metrics",

@@ -1,5 +1,9 @@
 """Make transformers' Auto classes know `model_type: chatglm`, without importing transformers.
 
+Nothing of such a folder is executed, trusted or not. Configuration and models are ours because their
+classes are registered and the loaded configuration shows no `auto_map`; for tokenizers transformers prefers a folder's
+code to a registered class, so ours is given where that code would be loaded.
+
 Registration needs transformers, whose import takes seconds; `import glmft` and `--help` must not. So each registration
 waits until the Auto module it belongs to is imported by whoever needs it: Python's import hook calls it right after.
 """
@@ -9,6 +13,7 @@ import importlib.machinery
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Any
 
 
 def _register_config(auto: ModuleType) -> None:
@@ -30,6 +35,7 @@ def _register_models(auto: ModuleType) -> None:
 
 
 def _register_tokenizers(auto: ModuleType) -> None:
+    from glmft.family import is_chatglm
     from glmft.models.configuration import ChatGLM2Config, ChatGLM6BConfig, ChatGLMConfig
     from glmft.tokenizers.chatglm4 import ChatGLM4Tokenizer
     from glmft.tokenizers.loading import ChatGLMTokenizer
@@ -38,7 +44,17 @@ def _register_tokenizers(auto: ModuleType) -> None:
         auto.AutoTokenizer.register(
             config, tokenizer_class=ChatGLMTokenizer, slow_tokenizer_class=ChatGLM4Tokenizer, exist_ok=True
         )
+    load_code = auto.get_class_from_dynamic_module
 
+    def class_of_folder(reference: str, folder: Any, *args: Any, **kwargs: Any) -> Any:
+        if reference.rpartition(".")[2] in OFFICIAL_TOKENIZERS or is_chatglm(folder):
+            return ChatGLMTokenizer
+        return load_code(reference, folder, *args, **kwargs)
+
+    auto.get_class_from_dynamic_module = class_of_folder
+
+
+OFFICIAL_TOKENIZERS = ("ChatGLMTokenizer", "ChatGLM4Tokenizer")
 
 _WAITING: dict[str, Callable[[ModuleType], None]] = {
     "transformers.models.auto.configuration_auto": _register_config,

@@ -35,6 +35,11 @@ def family_of_config(config: dict[str, Any]) -> str | None:
     return _family_of_name(config.get("_name_or_path"))
 
 
+def is_chatglm(folder: str | Path) -> bool:
+    """Whether a folder is one of the official layout, as its config.json says."""
+    return read_json_if_there(Path(folder) / "config.json").get("model_type") == "chatglm"
+
+
 def is_native(folder: str | Path) -> bool:
     """Whether a model folder, or a tokenizer's, is in transformers' own layout."""
     folder = Path(folder)

@@ -1,6 +1,7 @@
 """transformers' Auto classes find our classes, whoever is imported first, and never run a folder's code."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -38,6 +39,64 @@ def test_auto_classes_load_natively_whatever_auto_map_says(imports, model_folder
     loaded = done.stdout.splitlines()[-1].split()
     assert loaded == ["glmft.models.configuration", "glmft.models.chatglm2", "glmft.tokenizers.chatglm2"]
     assert not (tmp_path / "exploded").exists()
+
+
+EVERYTHING = """
+import os
+for trusted in (True, False, None):
+    asked = {} if trusted is None else {"trust_remote_code": trusted}
+    shown = [transformers.AutoConfig, transformers.AutoTokenizer, transformers.AutoModel]
+    shown += [transformers.AutoModelForCausalLM, transformers.AutoModelForSeq2SeqLM]
+    classes = [type(kind.from_pretrained(folder, **asked)).__module__ for kind in shown]
+    assert all(name.startswith("glmft.") for name in classes), classes
+    for kind in (transformers.AutoModelForSequenceClassification, transformers.AutoModelForTokenClassification):
+        try:
+            kind.from_pretrained(folder, **asked)
+        except ValueError as error:
+            assert "Unrecognized configuration class" in str(error), error
+    answer = transformers.pipeline("text-generation", model=folder, **asked)("x", max_new_tokens=1)
+print("all is ours")
+"""
+
+
+@pytest.mark.parametrize(
+    ("imports", "named"),
+    [
+        pytest.param(imports, named, id=f"{order}-{named}", marks=[] if quick else pytest.mark.slow)
+        for order, imports in ORDERS.items()
+        for named in (True, False)
+        for quick in [(order, named) in (("glmft first", True), ("auto classes first", False))]
+    ],
+)
+def test_nothing_of_a_folder_is_executed_whatever_is_asked(imports, named, official_folders, tmp_path):
+    folder = tmp_path / "folder"
+    shutil.copytree(official_folders["glm3"], folder)
+    bomb = f"open({str(tmp_path / 'exploded')!r}, 'w')\nraise SystemExit(9)\n"
+    for name in ("configuration_chatglm", "modeling_chatglm", "tokenization_chatglm", "custom_generate/generate"):
+        (folder / f"{name}.py").parent.mkdir(exist_ok=True)
+        (folder / f"{name}.py").write_text(bomb, encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for kind in ("CausalLM", "SequenceClassification", "TokenClassification"):
+        config["auto_map"][f"AutoModelFor{kind}"] = f"modeling_chatglm.ChatGLMFor{kind}"
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    if not named:
+        del tokenizer["tokenizer_class"]
+        tokenizer["auto_map"] = {"AutoTokenizer": ["tokenization_chatglm.Other", None]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    code = f"{imports}\nfolder = {str(folder)!r}\n{EVERYTHING}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "all is ours" in done.stdout
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_folders_auto_map_is_kept_in_what_is_saved(official_folders, tmp_path):
+    from transformers import AutoConfig
+
+    AutoConfig.from_pretrained(official_folders["glm3"]).save_pretrained(tmp_path)
+    saved, there = (json.loads((f / "config.json").read_text()) for f in (tmp_path, official_folders["glm3"]))
+    assert saved["auto_map"] == there["auto_map"]
 
 
 def test_importing_glmft_imports_nothing_heavy():

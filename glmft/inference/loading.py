@@ -164,3 +164,23 @@ def load(
 
         put_prefix(model, Path(prefix))
     return model.to(chosen).eval(), tokenizer
+
+
+def prefix_to_peft(path: str | Path, target: str | Path, base_model_path: str | Path | None = None) -> None:
+    """Write a P-Tuning adapter in the form of peft's prefix tuning; `load` reads that form, too.
+
+    Args:
+        path: the adapter's folder.
+        target: a folder that is not there yet.
+        base_model_path: the adapter's base model, if it has moved.
+
+    Raises:
+        ConfigError: `target` is there.
+        CheckpointError: no P-Tuning adapter, or of a family that peft's form cannot express.
+    """
+    from glmft.tuners.peft_prefix import write_peft_prefix
+
+    if Path(target).exists():
+        raise ConfigError(f"{target}: is there already; name another folder")
+    model, _ = load(path, dtype="fp32", device="cpu", base_model_path=base_model_path)
+    write_peft_prefix(model, Path(target))

@@ -1,18 +1,60 @@
 """The language-model part that the families share: one forward pass from ids to loss or logits."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
 
+from glmft.models.chat import Chat
 from glmft.models.head import supervised_nll
 
+# What transformers hands down to the attention functions: rows of several documents, as its collators describe them.
+PASSED_ON = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx", "cache_position")
 
-class CausalLM:
-    """A part of a `PreTrainedModel` whose base model gives hidden states, and that has output embeddings."""
+
+def refuse_unknown(given: Iterable[str]) -> None:
+    """Raises TypeError for keyword arguments of a forward pass that nothing would read."""
+    unknown = sorted(set(given) - set(PASSED_ON))
+    if unknown:
+        raise TypeError(f"forward() got unexpected keyword arguments: {', '.join(unknown)}")
+
+
+class CausalLM(Chat):
+    """A part of a `PreTrainedModel` whose base model gives hidden states, and that has output embeddings.
+
+    Args of a forward pass:
+        input_ids: [b, s].
+        attention_mask: [b, past + s], 1 = real, 0 = padding; None if no padding stands left of a real token.
+        position_ids: [b, s], or [b, 2, s] for ChatGLM-6B; derived from the other arguments if None. Positions that
+            start again mark packed documents, kept apart.
+        inputs_embeds: [b, s, h] in place of input_ids.
+        labels: [b, s], unshifted, -100 = not supervised.
+        output_attentions: L entries [b, heads, s, past + s], the probabilities; eager attention only.
+        output_hidden_states: L + 1 entries [b, s, h]; the last is before the final norm (ChatGLM-6B: after it).
+        logits_to_keep: logits of the last n tokens only; 0 = all.
+        return_logits: whether to compute logits; by default unless a model in training has labels.
+        loss_positions: [n], flat indices (row * s + column) of the tokens whose successor has a label. Computed
+            from `labels` if None, which makes an accelerator wait for the host.
+        num_items_in_batch: what the summed loss is divided by; by default the number of supervised tokens.
+        shift_labels: [b, s], what each token predicts, in place of `labels`: sequence parallel training cuts rows,
+            so that a token's successor may be on another rank.
+        kwargs: `PASSED_ON`.
+
+    Its result:
+        `loss` (if labels are given): negative log likelihood in nats; `logits` [b, s, vocabulary].
+    """
 
     accepts_loss_kwargs = True
+
+    def load_custom_generate(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: a folder's own `generate` is code, which is not executed, trusted or not."""
+        raise OSError("glmft executes no code of a model's folder; write a subclass, or give generate a function")
+
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        """The model: it has no encoder, though its layers go by that name."""
+        return self
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Refused: ids past the vocabulary are fixed by the tokenizer, and the official code could not load it."""
@@ -30,35 +72,19 @@ class CausalLM:
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         return_logits: bool | None = None,
         loss_positions: Tensor | None = None,
         num_items_in_batch: int | Tensor | None = None,
+        shift_labels: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
-        """One pass.
-
-        Args:
-            input_ids: [b, s].
-            attention_mask: [b, past + s], 1 = real, 0 = padding; None if no padding stands left of a real token.
-            position_ids: [b, s], or [b, 2, s] for ChatGLM-6B; derived from the other arguments if None. Positions that
-                start again mark packed documents, kept apart.
-            inputs_embeds: [b, s, h] in place of input_ids.
-            labels: [b, s], unshifted, -100 = not supervised.
-            output_hidden_states: L + 1 entries [b, s, h]; the last is before the final norm (ChatGLM-6B: after it).
-            logits_to_keep: logits of the last n tokens only; 0 = all.
-            return_logits: whether to compute logits; by default exactly when there are no labels.
-            loss_positions: [n], flat indices (row * s + column) of the tokens whose successor has a label. Computed
-                from `labels` if None, which makes an accelerator wait for the host.
-            num_items_in_batch: what the summed loss is divided by; by default the number of supervised tokens.
-
-        Returns:
-            `loss` (if labels are given): negative log likelihood in nats; `logits` [b, s, vocabulary].
-        """
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+        """One pass, see the class. Raises TypeError for keyword arguments that nothing reads."""
+        refuse_unknown(kwargs)
+        config = self.config
         out = self.base_model(
             input_ids,
             attention_mask,
@@ -66,17 +92,31 @@ class CausalLM:
             past_key_values,
             inputs_embeds,
             use_cache,
-            output_hidden_states=output_hidden_states,
+            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
+            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            return_dict=True,
             **kwargs,
         )
         hidden, head = out.last_hidden_state, self.get_output_embeddings()
         loss = logits = None
-        if labels is not None:
-            loss = supervised_nll(hidden, labels, head, loss_positions, num_items_in_batch)
-        if labels is None if return_logits is None else return_logits:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = head(hidden[:, kept])
+        supervised = labels is not None or shift_labels is not None
+        if supervised:
+            loss = supervised_nll(hidden, labels, head, loss_positions, num_items_in_batch, shift_labels)
+        if return_logits or (return_logits is None and not (supervised and self.training)):
+            logits = head(
+                hidden[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
+            )
         result = CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=out.past_key_values, hidden_states=out.hidden_states
+            loss=loss,
+            logits=logits,
+            past_key_values=out.past_key_values,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
         )
-        return result.to_tuple() if return_dict is False else result
+        return as_asked(result, self.config, return_dict)
+
+
+def as_asked(result: ModelOutput, config: Any, return_dict: bool | None) -> ModelOutput | tuple:
+    """A tuple where the call, or else the configuration, wants no dict."""
+    wants_dict = config.return_dict if return_dict is None else return_dict
+    return result if wants_dict else result.to_tuple()

@@ -114,12 +114,19 @@ class Block(GradientCheckpointingLayer):
         self.mlp = MLP(config)
 
     def forward(
-        self, hidden: Tensor, attention_mask: Any, rotary: tuple[Tensor, Tensor], prefix: Tensor | None, **kwargs: Any
-    ) -> Tensor:
+        self,
+        hidden: Tensor,
+        attention_mask: Any,
+        rotary: tuple[Tensor, Tensor],
+        prefix: Tensor | None,
+        output_attentions: bool = False,
+        **kwargs: Any,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         normed = self.input_layernorm(hidden)
-        attended, _ = self.attention(normed, attention_mask, rotary, prefix, **kwargs)
+        attended, weights = self.attention(normed, attention_mask, rotary, prefix, **kwargs)
         normed = self.post_attention_layernorm(RESIDUAL_SCALE * normed + attended)
-        return RESIDUAL_SCALE * normed + self.mlp(normed)
+        hidden = RESIDUAL_SCALE * normed + self.mlp(normed)
+        return (hidden, weights) if output_attentions else hidden
 
 
 class ChatGLM6BPreTrainedModel(KeepsIntegers, PreTrainedModel):
@@ -231,10 +238,10 @@ class ChatGLM6BForConditionalGeneration(CausalLM, ChatGLM6BPreTrainedModel, Gene
         self.lm_head = value
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """As `PreTrainedModel.save_pretrained`, with `lm_head.weight` beside its twin, as official folders have it."""
+        """As `PreTrainedModel.save_pretrained`; a tied `lm_head.weight` stands beside its twin, as officially."""
         state = dict(kwargs.pop("state_dict", None) or self.state_dict())
         embedding = state.get("transformer.word_embeddings.weight")
-        if embedding is not None:
+        if self.config.tie_word_embeddings and embedding is not None:
             state["lm_head.weight"] = embedding.detach().clone()
         super().save_pretrained(save_directory, state_dict=state, **kwargs)
 

@@ -4,6 +4,7 @@ Parameter names are the official ones, so official checkpoints load and what is 
 Shapes: b rows, s tokens, P prefix tokens, h hidden size, d head size, g key/value groups, L layers.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from glmft.models.configuration import ChatGLM2Config
 from glmft.models.decoder import Decoder
 from glmft.models.head import OutputLayer
 from glmft.models.quantised import KeepsIntegers, replace_linear_layers
+from glmft.models.stops import stop_ids
 
 
 class RMSNorm(nn.Module):
@@ -133,11 +135,18 @@ class Block(GradientCheckpointingLayer):
         self.mlp = MLP(config)
 
     def forward(
-        self, hidden: Tensor, attention_mask: Any, rotary: tuple[Tensor, Tensor], prefix: Tensor | None, **kwargs: Any
-    ) -> Tensor:
-        attended, _ = self.self_attention(self.input_layernorm(hidden), attention_mask, rotary, prefix, **kwargs)
+        self,
+        hidden: Tensor,
+        attention_mask: Any,
+        rotary: tuple[Tensor, Tensor],
+        prefix: Tensor | None,
+        output_attentions: bool = False,
+        **kwargs: Any,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        attended, weights = self.self_attention(self.input_layernorm(hidden), attention_mask, rotary, prefix, **kwargs)
         hidden = hidden + attended
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+        hidden = hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return (hidden, weights) if output_attentions else hidden
 
 
 class Embedding(nn.Module):
@@ -220,7 +229,18 @@ class ChatGLM2Model(Decoder, ChatGLM2PreTrainedModel):
 
 
 class ChatGLM2ForConditionalGeneration(CausalLM, ChatGLM2PreTrainedModel, GenerationMixin):
-    """ChatGLM2 or ChatGLM3 with its language-model head."""
+    """ChatGLM2, ChatGLM3 or GLM-4 with its language-model head."""
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """Also has `generate` stop at all tokens that end an answer."""
+        loaded = super().from_pretrained(folder, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        stops = stop_ids(model.config, folder) if folder is not None else None
+        if stops and isinstance(model.generation_config.eos_token_id, int | None):
+            model.generation_config.eos_token_id = stops
+            model.generation_config._from_model_config = False  # else it would be made from config.json again
+        return loaded
 
     def __init__(self, config: ChatGLM2Config):
         super().__init__(config)

@@ -28,6 +28,7 @@ class ChatGLMConfig(Quantisable, PreTrainedConfig):
 
     model_type = "chatglm"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    auto_map: ClassVar[dict[str, str]] = {}  # shown, a folder's own would have the Auto classes run its code
 
     pre_seq_len: int | None = None
     prefix_projection: bool = False
@@ -46,6 +47,8 @@ class ChatGLMConfig(Quantisable, PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any):
         self._recorded = {k: v for k, v in kwargs.items() if k in (*_TAKEN_OUT, *_generation_keys())}
+        if "auto_map" in kwargs:
+            self._recorded["auto_map"] = kwargs.pop("auto_map")
         super().__post_init__(**kwargs)
         # The class of the official code: others (vLLM, official scripts) go by it, and never find ours.
         self._recorded["architectures"] = self.architectures or ["ChatGLMModel"]
@@ -59,6 +62,10 @@ class ChatGLMConfig(Quantisable, PreTrainedConfig):
             )
         if problems:
             raise ConfigError(problems)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Also what peft measures a prefix by."""
+        return {**super().to_dict(), **{name: getattr(self, name) for name in _MEASURES if hasattr(self, name)}}
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """As official files are: every key that was loaded, defaults too, and `torch_dtype`, which their code reads."""
@@ -89,7 +96,9 @@ _LEFT_OUT_IF_NONE = (
     "quantization_bit",
 )
 _TAKEN_OUT = ("_name_or_path", "num_hidden_layers", "attn_implementation")
+_MEASURES = ("head_dim", "num_key_value_heads")
 _TRANSFORMERS_OWN = {
+    *_MEASURES,
     "chunk_size_feed_forward",
     "id2label",
     "is_encoder_decoder",
@@ -108,6 +117,7 @@ class ChatGLM6BConfig(ChatGLMConfig):
         "num_hidden_layers": "num_layers",
         "max_position_embeddings": "max_sequence_length",
         "intermediate_size": "inner_hidden_size",
+        "num_key_value_heads": "num_attention_heads",
     }
 
     vocab_size: int = 130528
@@ -147,6 +157,10 @@ class ChatGLM6BConfig(ChatGLMConfig):
     def key_value_shape(self) -> tuple[int, int, int]:
         """Layers, key/value heads of each, and the size of one."""
         return self.num_layers, self.num_attention_heads, self.hidden_size // self.num_attention_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
 
     @property
     def prefix_embedding_size(self) -> int:

@@ -7,6 +7,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from glmft.models.attention import mask_with_prefix
+from glmft.models.causal_lm import as_asked, refuse_unknown
 from glmft.models.prefix import VirtualTokens
 
 
@@ -44,10 +45,16 @@ class Decoder(VirtualTokens):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
+    ) -> BaseModelOutputWithPast | tuple:
         """See `CausalLM.forward`."""
+        refuse_unknown(kwargs)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        attentions = attentions_of(self.config, output_attentions)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         hidden = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
@@ -63,14 +70,37 @@ class Decoder(VirtualTokens):
         states = (hidden,)
         for i, layer in enumerate(self.blocks):
             hidden = layer(
-                hidden, mask, rotary, None if prefix is None else prefix[i], past_key_values=past_key_values, **kwargs
+                hidden,
+                mask,
+                rotary,
+                None if prefix is None else prefix[i],
+                past_key_values=past_key_values,
+                output_attentions=attentions is not None,
+                **kwargs,
             )
+            if attentions is not None:
+                hidden, weights = hidden
+                attentions += (weights,)
             states += (hidden,) if output_hidden_states else ()
         normed = self.last_norm(hidden)
         if self.last_state_is_normed:
             states = (*states[:-1], normed)
-        return BaseModelOutputWithPast(
+        result = BaseModelOutputWithPast(
             last_hidden_state=normed,
             past_key_values=past_key_values,
             hidden_states=states if output_hidden_states else None,
+            attentions=attentions,
         )
+        return as_asked(result, self.config, return_dict)
+
+
+def attentions_of(config: Any, asked: bool | None) -> tuple | None:
+    """() where attention probabilities are asked for, else None. Raises ValueError for a backend that has none."""
+    if not (config.output_attentions if asked is None else asked):
+        return None
+    if config._attn_implementation != "eager":
+        raise ValueError(
+            f"output_attentions: {config._attn_implementation} attention gives no probabilities; load the model with "
+            'attn_implementation="eager"'
+        )
+    return ()

@@ -35,10 +35,11 @@ def positions_with_target(labels: Tensor) -> Tensor:
 
 def supervised_nll(
     hidden: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     head: nn.Module,
     positions: Tensor | None = None,
     num_items_in_batch: int | Tensor | None = None,
+    shift_labels: Tensor | None = None,
 ) -> Tensor:
     """Summed loss over supervised tokens divided by `num_items_in_batch` (default: by their count).
 
@@ -46,10 +47,15 @@ def supervised_nll(
         hidden: [b, s, h] after the final norm.
         labels: [b, s], unshifted, -100 = not supervised; token i predicts label i + 1.
         positions: [n], what `positions_with_target` gives; pass it to spare the host's wait for an accelerator.
+        shift_labels: [b, s], in place of `labels`: token i predicts label i.
     """
-    if positions is None:
-        positions = positions_with_target(labels)
-    chosen, targets = hidden.flatten(0, 1)[positions], labels.flatten()[positions + 1]
+    if shift_labels is not None:
+        positions = (shift_labels != -100).flatten().nonzero().squeeze(1)
+        targets = shift_labels.flatten()[positions]
+    else:
+        positions = positions_with_target(labels) if positions is None else positions
+        targets = labels.flatten()[positions + 1]
+    chosen = hidden.flatten(0, 1)[positions]
     if isinstance(head, OutputLayer):
         total = head(chosen, targets)
     else:  # wrapped by an adapter: its own forward must run

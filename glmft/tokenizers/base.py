@@ -14,15 +14,19 @@ from glmft.errors import ConfigError, one_line
 from glmft.family import FAMILY_KEY
 from glmft.reading import read_json_if_there
 from glmft.tokenizers.files import check_tokenizer_files, check_vocabulary
+from glmft.tokenizers.rendering import ChatTemplates
+from glmft.tokenizers.templates import is_superseded
 
 Message = dict[str, Any]
+PADDED = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "special_tokens_mask")
 
 
-class FamilyTokenizer(PreTrainedTokenizer):
+class FamilyTokenizer(ChatTemplates, PreTrainedTokenizer):
     """What the tokenizers of the families share.
 
-    Text comes in by two ways. A call of the tokenizer is the official one, quirks included. `encode_text` and
-    `chat_ids` put special tokens in by id alone: what a user writes stays text.
+    Text comes in by two ways. A call of the tokenizer is the official one, quirks included, but for text that a chat
+    template made, which is read back to the template's ids. `encode_text` and `chat_ids` put special tokens in by id
+    alone: what a user writes stays text.
 
     Args:
         vocab_file: the sentencepiece model.
@@ -37,11 +41,19 @@ class FamilyTokenizer(PreTrainedTokenizer):
     named_tokens: ClassVar[dict[str, str]] = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
     more_tokens: tuple[str, ...] = ("<s>",)  # that folders name, too
     family: str
+    positions_unpadded: ClassVar[bool] = True  # whether a row without padding has its positions, too
     has_roles: ClassVar[bool] = False  # whether each message stands behind a role token, and a row may be a dialogue
     official_class = "ChatGLMTokenizer"  # the name that official folders record
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> "FamilyTokenizer":
+        """Raises ConfigError for a special token that is to be another than the family's, or files that are damaged."""
+        for name, token in cls.named_tokens.items():
+            if str(kwargs.get(name, token)) != token:
+                raise ConfigError(
+                    f"{name}={str(kwargs[name])!r}: is {token} for every {cls.family} model, whose ids are fixed; "
+                    f"to use another token of the vocabulary in one process, set tokenizer.{name} after loading"
+                )
         check_tokenizer_files(Path(folder), cls)
         try:
             tokenizer = super().from_pretrained(folder, *args, **kwargs)
@@ -60,6 +72,7 @@ class FamilyTokenizer(PreTrainedTokenizer):
         self.special_texts = {i: token for token, i in self.special_ids.items()}
         super().__init__(padding_side=padding_side, **{**kwargs, **self.named_tokens})
         self.end_id: int = self.eos_token_id  # transformers looks its own attribute up by name, slowly, at every use
+        self.take_templates()
 
     def read_vocabulary(self) -> int:
         """Open `vocab_file`; the first id behind it. Raises ConfigError if it is of another kind."""
@@ -77,7 +90,12 @@ class FamilyTokenizer(PreTrainedTokenizer):
         return self.vocab_size
 
     def get_vocab(self) -> dict[str, int]:
-        return {self._convert_id_to_token(i): i for i in range(self.vocab_size)}
+        """Every token's id, special ones too, which `convert_ids_to_tokens` gives no name, as the official code."""
+        return {self.sp.id_to_piece(i): i for i in range(self.sp.vocab_size())} | self.special_ids
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """The special tokens."""
+        return self.special_ids | {token: self._convert_token_to_id(token) for token in self.named_tokens.values()}
 
     def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
         known = {*self.special_ids, *self.named_tokens.values(), *self.more_tokens}
@@ -97,6 +115,8 @@ class FamilyTokenizer(PreTrainedTokenizer):
         return [self.eos_token_id]
 
     def tokenize(self, text: str, **kwargs: Any) -> list[str]:
+        if self.is_rendered(text):
+            return [self.special_texts.get(i) or self.sp.id_to_piece(i) for i in self.rendered_ids(text)]
         return self.sp.encode_as_pieces(text)
 
     def encode_text(self, text: str) -> list[int]:
@@ -122,9 +142,24 @@ class FamilyTokenizer(PreTrainedTokenizer):
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """[gMASK] sop A, or [gMASK] sop A B </s>."""
+        """[gMASK] sop A, or [gMASK] sop A B </s>. A rendered chat has its special tokens already."""
+        if token_ids_1 is None and self.begins_as_rendered(token_ids_0):
+            return list(token_ids_0)
         ids = self.prefix_ids + list(token_ids_0)
         return ids if token_ids_1 is None else ids + list(token_ids_1) + [self.eos_token_id]
+
+    def begins_as_rendered(self, ids: list[int]) -> bool:
+        return len(ids) > 2 and list(ids[:2]) == self.prefix_ids
+
+    def get_special_tokens_mask(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
+    ) -> list[int]:
+        """1 for a special token, as transformers' method, in the row that `build_inputs_with_special_tokens` makes."""
+        special = set(self.get_added_vocab().values())
+        if already_has_special_tokens:
+            return [int(i in special) for i in token_ids_0]
+        row = self.build_inputs_with_special_tokens(token_ids_0, token_ids_1)
+        return [int(i in special) for i in row]
 
     def create_token_type_ids_from_sequences(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
@@ -143,10 +178,12 @@ class FamilyTokenizer(PreTrainedTokenizer):
         """Also gives position_ids: those of the row without padding, and 0 on padding."""
         ids = encoded_inputs["input_ids"]
         encoded_inputs.setdefault("attention_mask", [1] * len(ids))
-        encoded_inputs.setdefault("position_ids", self.positions(ids))
+        unpadded = padding_strategy == PaddingStrategy.DO_NOT_PAD
+        if self.positions_unpadded or not unpadded or max_length is not None:
+            encoded_inputs.setdefault("position_ids", self.positions(ids))
         if padding_strategy == PaddingStrategy.LONGEST:
             max_length = len(ids)
-        if padding_strategy == PaddingStrategy.DO_NOT_PAD or max_length is None:
+        if unpadded or max_length is None:
             return encoded_inputs
         if pad_to_multiple_of:
             max_length = -(-max_length // pad_to_multiple_of) * pad_to_multiple_of
@@ -158,8 +195,10 @@ class FamilyTokenizer(PreTrainedTokenizer):
                 return [padded(part, filler) for part in row]
             return [filler] * missing + list(row) if left else list(row) + [filler] * missing
 
-        for key, filler in (("input_ids", self.pad_token_id), ("attention_mask", 0), ("position_ids", 0)):
-            encoded_inputs[key] = padded(encoded_inputs[key], filler)
+        fillers = {"input_ids": self.pad_token_id, "token_type_ids": self.pad_token_type_id, "special_tokens_mask": 1}
+        for key in PADDED:
+            if key in encoded_inputs:
+                encoded_inputs[key] = padded(encoded_inputs[key], fillers.get(key, 0))
         return encoded_inputs
 
     def positions(self, ids: list[int]) -> list[Any]:
@@ -182,63 +221,6 @@ class FamilyTokenizer(PreTrainedTokenizer):
         """Raises ValueError if a family without roles cannot express whose turn it is."""
         rounds_of(messages, self.family)
 
-    def with_tools(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> Sequence[Message]:
-        """The messages with descriptions of tools in them. Raises ValueError for a family that knows none."""
-        if tools:
-            raise ValueError(f"{self.family} knows no tools; use a glm3 model")
-        return messages
-
-    def apply_chat_template(
-        self,
-        conversation: Sequence[Message] | Sequence[Sequence[Message]],
-        tools: Sequence[Any] | None = None,
-        add_generation_prompt: bool = False,
-        tokenize: bool = True,
-        padding: bool | str = False,
-        max_length: int | None = None,
-        return_tensors: str | None = None,
-        return_dict: bool = True,
-        **kwargs: Any,
-    ) -> Any:
-        """As transformers' method of this name, with the official prompt of the family in place of a template.
-
-        Args:
-            conversation: messages of `role` and `content`, or several such lists.
-            tools: descriptions of functions, for families that know tools.
-            tokenize: give ids; if False, the text of them, in which special tokens are written out.
-        """
-        batched = bool(conversation) and not isinstance(conversation[0], dict)
-        chats = conversation if batched else [conversation]
-        chats = [self.with_tools(chat, tools) for chat in chats]
-        if not tokenize:
-            texts = [self.template_text(chat, add_generation_prompt) for chat in chats]
-            return texts if batched else texts[0]
-        rows = [self.template_ids(chat, add_generation_prompt) for chat in chats]
-        together = batched or return_tensors is not None
-        encoded = self.pad(
-            {"input_ids": rows if together else rows[0]}, padding, max_length, return_tensors=return_tensors
-        )
-        return encoded if return_dict else encoded["input_ids"]
-
-    def template_ids(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
-        """What `apply_chat_template` gives."""
-        return self.chat_ids(messages, add_generation_prompt)
-
-    def template_text(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        """The text of it."""
-        return self.written(self.template_ids(messages, add_generation_prompt))
-
-    def written(self, ids: Sequence[int]) -> str:
-        """The text of ids, with special tokens written out."""
-        text, plain = "", []
-        for i in [*ids, None]:
-            if i is not None and i not in self.special_texts:
-                plain.append(i)
-            else:
-                text += self.decode(plain) + self.special_texts.get(i, "")
-                plain = []
-        return text
-
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
         target = Path(save_directory) / (
             (f"{filename_prefix}-" if filename_prefix else "") + self.vocab_files_names["vocab_file"]
@@ -250,14 +232,18 @@ class FamilyTokenizer(PreTrainedTokenizer):
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> tuple[str, ...]:
         """The vocabulary, and the tokenizer_config.json that was loaded, under the official class name.
 
-        Nothing is added that current transformers would: the official classes refuse to have their `eos_token` set.
+        Nothing is added to it that current transformers would: the official classes refuse to have their `eos_token`
+        set. The chat templates go into files of their own.
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         config = {**self.recorded, **self.own_settings(), "tokenizer_class": self.official_class}
+        if "chat_template" in config and not is_superseded(str(config["chat_template"])):
+            config["chat_template"] = self.get_chat_template()
         text = json.dumps({**config, FAMILY_KEY: self.family}, ensure_ascii=False, indent=2) + "\n"
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
-        return (str(folder / "tokenizer_config.json"), *self.save_vocabulary(str(folder)))
+        templates = self.write_templates(folder)
+        return (str(folder / "tokenizer_config.json"), *templates, *self.save_vocabulary(str(folder)))
 
     def own_settings(self) -> dict[str, Any]:
         """What tokenizer_config.json must say so that loading it gives the same tokenizer."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from glmft.reading import read_json_if_there
 from glmft.tokenizers.base import FamilyTokenizer, Message, rounds_of
+from glmft.tokenizers.rendering import DISGUISE
 
 LONGEST_BLANK = 80
 # The first revision of the official folder: 20,000 ids of image tokens stand before the vocabulary.
@@ -34,6 +35,9 @@ class ChatGLM6BTokenizer(FamilyTokenizer):
     gmask_token = "[gMASK]"
     end_token = "</s>"
     more_tokens = (gmask_token, end_token)
+    positions_unpadded = False  # as the official class; the model reads them off the ids, and pipelines can pad rows
+    opening = ""
+    marks = ("[gMASK]", "<sop>", "<eop>")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> "ChatGLM6BTokenizer":
@@ -88,6 +92,8 @@ class ChatGLM6BTokenizer(FamilyTokenizer):
 
     def tokenize(self, text: str, **kwargs: Any) -> list[str]:
         """Pieces; the written forms of `named_tokens` are those tokens, and white space beside them is dropped."""
+        if self.is_rendered(text):
+            return [self._convert_id_to_token(i) for i in self.rendered_ids(text)]
         written = "|".join(re.escape(token) for token in self.named_tokens.values())
         parts, pieces = re.split(f"({written})", text), []
         for i, part in enumerate(parts):
@@ -103,6 +109,13 @@ class ChatGLM6BTokenizer(FamilyTokenizer):
         text = " ".join(text.split()) if self.remove_space else text
         return as_written(text.lower() if self.do_lower_case else text)
 
+    def disguised_marks(self, template: str) -> tuple[str, ...]:
+        return (self.gmask_token, *self.named_tokens.values())
+
+    def is_rendered(self, text: str) -> bool:
+        """Nothing opens a chat of this family; one without the answer's cue is told by what is disguised in it."""
+        return "[gMASK]<sop>" in text or DISGUISE in text
+
     def encode_text(self, text: str) -> list[int]:
         return [i + self.num_image_tokens for i in self.sp.encode(as_written(text))]
 
@@ -111,6 +124,12 @@ class ChatGLM6BTokenizer(FamilyTokenizer):
         return int(image[1]) if image else self.sp.piece_to_id(token) + self.num_image_tokens
 
     # ------------------------------------------------------------------------------------------------ ids to text
+
+    def get_vocab(self) -> dict[str, int]:
+        return {self._convert_id_to_token(i): i for i in range(self.vocab_size)}
+
+    def get_added_vocab(self) -> dict[str, int]:
+        return {token: self._convert_token_to_id(token) for token in (*self.named_tokens.values(), self.gmask_token)}
 
     def _convert_id_to_token(self, index: int) -> str:
         if index < self.num_image_tokens:
@@ -146,7 +165,9 @@ class ChatGLM6BTokenizer(FamilyTokenizer):
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """A [gMASK] <sop>, or A [gMASK] <sop> B <eop>."""
+        """A [gMASK] <sop>, or A [gMASK] <sop> B <eop>. A rendered chat has its special tokens already."""
+        if token_ids_1 is None and self.prefix_ids in (list(token_ids_0[i : i + 2]) for i in range(len(token_ids_0))):
+            return list(token_ids_0)
         ids = list(token_ids_0) + self.prefix_ids
         return ids if token_ids_1 is None else ids + list(token_ids_1) + [self.eos_token_id]
 

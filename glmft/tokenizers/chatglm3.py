@@ -23,6 +23,7 @@ class ChatGLM3Tokenizer(FamilyTokenizer):
     family = "glm3"
     has_roles = True
     special_tokens = (*FamilyTokenizer.special_tokens, *(f"<|{role}|>" for role in ROLES))
+    marks = (*(f"<|{role}|>" for role in ROLES), "</s>")
 
     def __init__(self, vocab_file: str, encode_special_tokens: bool = False, **kwargs: Any):
         self.encode_special_tokens = encode_special_tokens
@@ -35,7 +36,7 @@ class ChatGLM3Tokenizer(FamilyTokenizer):
         return [self.eos_token_id, self.special_ids["<|user|>"], self.special_ids["<|observation|>"]]
 
     def tokenize(self, text: str, **kwargs: Any) -> list[str]:
-        if not self.encode_special_tokens:
+        if not self.encode_special_tokens or self.is_rendered(text):
             return super().tokenize(text)
         parts = re.split(f"({'|'.join(re.escape(f'<|{role}|>') for role in ROLES)})", text)
         return [
@@ -85,13 +86,9 @@ class ChatGLM3Tokenizer(FamilyTokenizer):
         """
         content = message.get("content") or ""
         if message["role"] == "system" and "tools" in message:
-            head = message.get("content", TOOLS_SENTENCE)
+            head = TOOLS_SENTENCE if message.get("content") is None else message["content"]
             content = f"{head}\n{json.dumps(message['tools'], indent=4, ensure_ascii=False)}"
         return self.build_single_message(message["role"], message.get("metadata") or "", content)
 
-    def with_tools(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> Sequence[Message]:
-        if not tools:
-            return messages
-        if messages and messages[0]["role"] == "system":
-            return [{**messages[0], "tools": tools}, *messages[1:]]
-        return [{"role": "system", "tools": tools}, *messages]
+    def own_settings(self) -> dict[str, Any]:
+        return super().own_settings() | ({"encode_special_tokens": True} if self.encode_special_tokens else {})

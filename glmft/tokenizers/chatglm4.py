@@ -2,12 +2,14 @@
 
 import base64
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from glmft.errors import ConfigError
 from glmft.tokenizers.base import FamilyTokenizer, Message
 from glmft.tokenizers.chatglm4_tools import checked_tools, tools_text, without_null_properties
+from glmft.tokenizers.templates import DEFAULT, shipped
 
 ROLES = ("system", "user", "assistant", "observation")
 # How text is split before its bytes are merged.
@@ -39,6 +41,8 @@ class ChatGLM4Tokenizer(FamilyTokenizer):
     )
     named_tokens: ClassVar[dict[str, str]] = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
     more_tokens = ()
+    opening = ""
+    marks = special_tokens
 
     def __init__(self, vocab_file: str, **kwargs: Any):
         kwargs.setdefault("clean_up_tokenization_spaces", False)
@@ -95,7 +99,20 @@ class ChatGLM4Tokenizer(FamilyTokenizer):
     def encode_text(self, text: str) -> list[int]:
         return self.encoding.encode_ordinary(text)
 
+    def disguised_marks(self, template: str) -> tuple[str, ...]:
+        """None for the official form, which reads special tokens out of what users write."""
+        return () if template == shipped(self.family)[DEFAULT] else self.marks
+
+    def is_rendered(self, text: str) -> bool:
+        return re.match(rf"\[gMASK\]<sop><\|({'|'.join(ROLES)})\|>", text) is not None
+
+    def begins_as_rendered(self, ids: list[int]) -> bool:
+        roles = {self.special_ids[f"<|{role}|>"] for role in ROLES}
+        return super().begins_as_rendered(ids) and ids[2] in roles
+
     def tokenize(self, text: str, **kwargs: Any) -> list[bytes | str]:
+        if self.is_rendered(text):
+            return [self._convert_id_to_token(i) for i in self.rendered_ids(text)]
         return [self._convert_id_to_token(i) for i in self.encoding.encode(text, allowed_special="all")]
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
@@ -177,23 +194,3 @@ class ChatGLM4Tokenizer(FamilyTokenizer):
         if not message.get("null_properties"):
             tools = [without_null_properties(tool) for tool in tools]
         return [self.special_ids["<|system|>"], *self.encode_text(f"\n{tools_text(tools)}")]
-
-    def with_tools(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> Sequence[Message]:
-        if not tools:
-            return messages
-        if messages and messages[0]["role"] == "system":
-            return [{**messages[0], "tools": tools}, *messages[1:]]
-        return [{"role": "system", "content": "", "tools": tools}, *messages]
-
-    def template_ids(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
-        return self.encoding.encode(self.template_text(messages, add_generation_prompt), allowed_special="all")
-
-    def template_text(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        """The official template, which takes any role, and any value for a text."""
-        text = "[gMASK]<sop>"
-        for message in messages:
-            if "tools" in message:
-                text += f"<|system|>\n{tools_text(message['tools'])}"
-            if message.get("content"):
-                text += f"<|{message.get('role', '')}|>{message.get('metadata', '')}\n{message['content']}"
-        return text + ("<|assistant|>" if add_generation_prompt else "")

@@ -136,9 +136,6 @@ class NativeTokenizer(PreTrainedTokenizerFast):
         """What stands behind an assistant's role token."""
         return self.message_parts([{"role": "user", "content": "你好"}, {**message, "role": "assistant"}])[-1][1][1:]
 
-    def with_tools(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> Sequence[Message]:
-        return [{"role": "system", "tools": tools}, *messages] if tools else messages
-
     def _rendered(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> list[int]:
         tools = [tool for message in messages if "tools" in message for tool in checked_tools(message["tools"])]
         if not self._template_reads_tools_of_messages:

@@ -62,7 +62,7 @@ def count_supervised(micro_batches: list[Batch]) -> int:
 def summed_loss(engine: Any, batch: Batch, world: World) -> Tensor:
     """The loss of a micro-batch in nats, summed over its supervised tokens."""
     with autocast(world):
-        return engine(**batch, num_items_in_batch=1).loss
+        return engine(**batch, num_items_in_batch=1, return_logits=False).loss
 
 
 def autocast(world: World) -> torch.autocast:

@@ -12,6 +12,8 @@ from glmft.reading import is_file
 from glmft.settings.config import TUNERS, TrainConfig
 from glmft.tuners.base import Tuner
 from glmft.tuners.lora import load_lora
+from glmft.tuners.peft_prefix import is_peft_prefix
+from glmft.tuners.prefix import put_prefix
 
 
 def tuner_class(train_type: str) -> type[Tuner]:
@@ -41,6 +43,9 @@ def load_adapter(model: nn.Module, folder: Path, train_type: str | None) -> nn.M
         CheckpointError: the weights are missing, torn, or of another base.
     """
     if not is_file(folder / ADAPTER_JSON):
+        if is_peft_prefix(folder):
+            put_prefix(model, folder)
+            return model
         return load_lora(model, folder)
     if train_type not in TUNERS:
         raise ConfigError(f"{folder}: train_type {train_type!r} is none of {', '.join(TUNERS)}")

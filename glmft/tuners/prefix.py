@@ -12,6 +12,7 @@ from glmft.errors import CheckpointError
 from glmft.models.stored import require_finite, require_fit
 from glmft.reading import is_file
 from glmft.tuners.base import ADAPTER_WEIGHTS, Tuner, load_checked, load_named, save_checked, train_only
+from glmft.tuners.peft_prefix import is_peft_prefix, read_peft_prefix
 from glmft.weights import open_weights
 
 # Under the base model's own prefix: `transformer.` in the official layout, `model.` in transformers' own.
@@ -40,7 +41,7 @@ class Prefix(Tuner):
         if self.ptuning_checkpoint is None:
             return []
         try:
-            check_fit(model, read_prefix(Path(self.ptuning_checkpoint)), self.ptuning_checkpoint)
+            check_fit(model, read_prefix(Path(self.ptuning_checkpoint), model), self.ptuning_checkpoint)
         except CheckpointError as error:
             return list(error.problems)
         return []
@@ -48,7 +49,7 @@ class Prefix(Tuner):
     def apply(self, model: nn.Module) -> nn.Module:
         start = None
         if self.ptuning_checkpoint is not None:
-            start = read_prefix(Path(self.ptuning_checkpoint))
+            start = read_prefix(Path(self.ptuning_checkpoint), model)
             check_fit(model, start, self.ptuning_checkpoint)
             self.pre_seq_len, self.prefix_projection, self.prefix_hidden_size = shape_of(start)
         config = model.config
@@ -83,14 +84,16 @@ def initialise(encoder: nn.Module) -> None:
             module.reset_parameters()
 
 
-def read_prefix(path: Path) -> dict[str, Tensor]:
-    """The `prefix_encoder.*` tensors of an official P-Tuning checkpoint, of an adapter, or of one file.
+def read_prefix(path: Path, model: nn.Module) -> dict[str, Tensor]:
+    """The `prefix_encoder.*` tensors of an official P-Tuning checkpoint, an adapter (ours or peft's), or one file.
 
     Both layouts hold the same numbers, so a prefix of either goes onto a base of either.
 
     Raises:
         CheckpointError: no such file, one that cannot be read, or one without a prefix.
     """
+    if is_peft_prefix(path):
+        return {EMBEDDING: read_peft_prefix(model, path)}
     file = path
     if path.is_dir():
         file = next((path / name for name in (ADAPTER_WEIGHTS, OFFICIAL_WEIGHTS) if is_file(path / name)), path)

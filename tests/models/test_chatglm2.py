@@ -183,7 +183,7 @@ def test_gradient_checkpointing_changes_no_gradient(prefix, tiny_model, same_gra
 def test_loss_is_the_mean_over_supervised_tokens_and_logits_come_when_asked_for(tiny_model):
     model, rows = tiny_model(), ids()
     labels = rows.masked_fill(torch.arange(13) < 6, -100)
-    out = model(rows, labels=labels)
+    out = model.train()(rows, labels=labels)
     assert out.logits is None
     logits = model(rows).logits
     expected = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())

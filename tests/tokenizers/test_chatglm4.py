@@ -81,7 +81,7 @@ def test_a_system_message_about_tools_stands_before_their_message(glm4):
     question = {"role": "user", "content": "北京？"}
     ids = glm4.chat_ids([{"role": "system", "tools": [FUNCTION]}, question])
     assert ids == glm4.apply_chat_template([question], tools=[FUNCTION], add_generation_prompt=True, return_dict=False)
-    text = glm4.written(ids)
+    text = glm4.decode(ids)
     assert text.startswith(f"[gMASK]<sop><|system|>\n{INTRODUCTION}\n## 查天气\n\n{{\n    ")
     assert text.endswith("<|user|>\n北京？<|assistant|>")
 
@@ -117,6 +117,6 @@ def test_tools_that_the_template_has_no_words_for_are_refused(tools, told, glm4)
 
 def test_a_call_is_its_functions_name_and_arguments(glm4):
     call = {"role": "assistant", "metadata": "查天气", "content": "…", "arguments": {"城市": "北京"}}
-    assert glm4.written(glm4.message_ids(call)) == '<|assistant|>查天气\n{"城市": "北京"}'
+    assert glm4.decode(glm4.message_ids(call)) == '<|assistant|>查天气\n{"城市": "北京"}'
     with pytest.raises(ValueError, match="role 'robot' is none of system, user, assistant, observation"):
         glm4.chat_ids([{"role": "robot", "content": "x"}])
