@@ -15,7 +15,7 @@ quickstart-ptuning: $(READY)
 
 # Lint and all tests but the slow ones.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -41,7 +41,7 @@ setup(
         "PyYAML>=6",
     ],
     extras_require={
-        "dev": ["pytest>=8", "ruff>=0.9", "nbclient>=0.10", "ipykernel>=6"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "nbclient>=0.10", "ipykernel>=6"],
         "quant": ["bitsandbytes>=0.50"],
         "web": ["gradio>=5"],
         "ecosystem": ["trl>=1.16", "lm-eval>=0.4.13"],
