@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from glmft.errors import ConfigError
@@ -56,13 +57,22 @@ def host_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def give_back_freed_memory() -> None:
-    """Let the C library return every large freed block to the system at once, as far as it can be made to.
+@contextlib.contextmanager
+def giving_back_freed_memory() -> Iterator[None]:
+    """Inside, the C library returns every large freed block to the system at once, as far as it can be made to.
 
-    glibc raises its own threshold as blocks are freed, and then keeps as much memory as ever was in use.
+    glibc raises its own threshold as blocks are freed, and then keeps as much memory as was ever in use. Afterwards it
+    keeps blocks again, up to its own highest threshold: else each large tensor of a step would cost its page faults.
     """
     import ctypes
 
-    threshold, fixed = -3, 1 << 17  # M_MMAP_THRESHOLD in <malloc.h>, and its initial value
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(threshold, fixed)
+    trim, threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD in <malloc.h>
+    lowest, highest = 1 << 17, 1 << 25
+    libc = ctypes.CDLL(None)
+    with contextlib.suppress(AttributeError):
+        libc.mallopt(threshold, lowest)
+    yield
+    with contextlib.suppress(AttributeError):
+        libc.malloc_trim(0)
+        libc.mallopt(threshold, highest)
+        libc.mallopt(trim, 2 * highest)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from glmft.device import giving_back_freed_memory
 from glmft.dist import World, gather_objects, same_fate, to_all
 from glmft.models.loading import check_folder, model_class
 from glmft.models.quantised import quantised_layers
@@ -19,6 +20,7 @@ from glmft.models.stored import is_finite, require_fit, tied_names
 from glmft.models.streaming import empty_model, integers, other_buffers
 
 
+@giving_back_freed_memory()
 def load_partitioned(
     config: Any,
     folder: str | Path,

@@ -96,8 +96,8 @@ class QuantisedLinear(nn.Linear):
             raise ConfigError(f"quantization_bit 4: packs two columns in a byte, and a layer has {in_features}")
         self.in_features, self.out_features, self.bits = in_features, out_features, bits
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_features)) if bias else None)
-        self.register_buffer("weight", torch.zeros(out_features, in_features * bits // 8, dtype=torch.int8))
-        self.register_buffer("weight_scale", torch.zeros(out_features, dtype=torch.float32))
+        self.register_buffer("weight", torch.empty(out_features, in_features * bits // 8, dtype=torch.int8))
+        self.register_buffer("weight_scale", torch.empty(out_features, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out]."""

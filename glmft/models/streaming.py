@@ -7,21 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glmft.device import give_back_freed_memory
+from glmft.device import giving_back_freed_memory
+from glmft.errors import CheckpointError
 from glmft.models.quantised import QuantisedLinear, quantise, quantised_layers
 from glmft.models.stored import is_of_prefix, require_fit, tied_names
 from glmft.weights import FLOATS, StoredTensors
 
 
+@giving_back_freed_memory()
 def empty_model(kind: type[nn.Module], config: Any, attn_implementation: str) -> nn.Module:
     """A model whose parameters have no memory yet; its buffers are there."""
     from accelerate import init_empty_weights
 
-    give_back_freed_memory()
     with init_empty_weights(include_buffers=False):
         return kind._from_config(config, attn_implementation=attn_implementation)
 
 
+@giving_back_freed_memory()
 def fill(model: nn.Module, stored: StoredTensors, folder: Path, dtype: torch.dtype) -> nn.Module:
     """Read parameters in `dtype`, and integers as they are stored, or made of the weights that are stored.
 
