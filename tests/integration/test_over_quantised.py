@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from test_gradients import LORA_CONFIG, assert_same, by_engine, by_hand
 
 import glmft
+from benchmarks.quantised import trained_f1
 from glmft.models import nf4
 from glmft.models.loading import load_config, load_model
 
@@ -114,3 +115,10 @@ def test_zero3_over_nf4_is_refused_in_one_line(tmp_path):
     assert codes == [2]
     assert "error: --ds_file: ZeRO-3 cannot partition the weights of bitsandbytes" in printed
     assert "Traceback" not in printed
+
+
+@SLOW
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_quickstart_learns_as_well_over_four_bits(seed, tmp_path):
+    floats, four_bits = (trained_f1(tmp_path / str(kind), seed, kind) for kind in (None, "4"))
+    assert four_bits >= floats - 0.03
