@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from glmft.device import giving_back_freed_memory
-from glmft.errors import CheckpointError
 from glmft.models.quantised import QuantisedLinear, quantise, quantised_layers
 from glmft.models.stored import is_of_prefix, require_fit, tied_names
 from glmft.weights import FLOATS, StoredTensors
