@@ -5,7 +5,7 @@ classes are registered and the loaded configuration shows no `auto_map`; for tok
 code to a registered class, so ours is given where that code would be loaded.
 
 Registration needs transformers, whose import takes seconds; `import glmft` and `--help` must not. So each registration
-waits until the Auto module it belongs to is imported by whoever needs it: Python's import hook calls it right after.
+waits until the Auto module it belongs to is imported by whoever needs it: Python's import hook calls it after that.
 """
 
 import importlib.abc
@@ -64,28 +64,43 @@ _WAITING: dict[str, Callable[[ModuleType], None]] = {
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Finds a waiting module as the other finders do, and lets its loader call the registration at the end."""
+    """Registers what is waiting when the outermost import of one of transformers' modules ends.
+
+    Not earlier: registering imports transformers' own classes, and a module may be imported on the way to them, so that
+    it would be met half done.
+    """
+
+    depth = 0  # imports of transformers' modules that have begun and not ended
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name not in _WAITING:
+        if not _WAITING or name.partition(".")[0] != "transformers":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
-            register, run = _WAITING.pop(name), spec.loader.exec_module
+            run = spec.loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
-                run(module)
-                register(module)
+                self.depth += 1
+                try:
+                    run(module)
+                finally:
+                    self.depth -= 1
+                if not self.depth:
+                    _register_imported()
 
             spec.loader.exec_module = exec_module
         return spec
 
 
+def _register_imported() -> None:
+    while name := next((name for name in _WAITING if name in sys.modules), None):
+        _WAITING.pop(name)(sys.modules[name])
+
+
 def register() -> None:
     """Register now what is imported already, and the rest when it is imported."""
-    for name in [name for name in _WAITING if name in sys.modules]:
-        _WAITING.pop(name)(sys.modules[name])
+    _register_imported()
     if _WAITING and not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AfterImport())

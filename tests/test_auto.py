@@ -18,6 +18,7 @@ print(type(config).__module__, type(model).__module__, type(tokenizer).__module_
 ORDERS = {
     "glmft first": "import glmft, transformers",
     "transformers first": "import transformers, glmft",
+    "trainer after glmft": "import glmft; from transformers import Trainer; import transformers",
     "auto classes first": "import transformers; transformers.AutoModelForCausalLM; import glmft",
 }
 
