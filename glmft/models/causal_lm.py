@@ -79,10 +79,10 @@ class CausalLM(Chat):
         return_logits: bool | None = None,
         loss_positions: Tensor | None = None,
         num_items_in_batch: int | Tensor | None = None,
-        shift_labels: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
         """One pass, see the class. Raises TypeError for keyword arguments that nothing reads."""
+        shift_labels = kwargs.pop("shift_labels", None)  # named above, the Trainer would ask every batch for it
         refuse_unknown(kwargs)
         config = self.config
         out = self.base_model(

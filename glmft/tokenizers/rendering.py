@@ -34,7 +34,7 @@ class ChatTemplates:
     def take_templates(self) -> None:
         """Use the shipped ones unless the folder has its own."""
         if not self.chat_template or (isinstance(self.chat_template, str) and is_superseded(self.chat_template)):
-            self.chat_template = dict(shipped(self.family))
+            self.chat_template = dict(shipped(self.family)) or None
 
     def get_chat_template(self, chat_template: str | None = None, tools: Any = None) -> str:
         """As transformers' method; the names of the shipped ones are always known."""
@@ -167,6 +167,8 @@ class ChatTemplates:
 
     def write_templates(self, folder: Path) -> list[str]:
         """Write the templates where transformers and servers look for them; their paths."""
+        if self.chat_template is None:
+            return []
         own = self.chat_template if isinstance(self.chat_template, dict) else {DEFAULT: self.chat_template}
         places = {name: folder / MORE_TEMPLATES / f"{name}.jinja" for name in own}
         if DEFAULT in own:

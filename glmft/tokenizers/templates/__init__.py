@@ -27,8 +27,8 @@ SUPERSEDED = {
 
 @cache
 def shipped(family: str) -> dict[str, str]:
-    """The text of a family's two templates, by their name."""
-    return {name: _text(family, name) for name in (DEFAULT, TRAINING)}
+    """The text of a family's two templates, by their name; {} for a family that has none."""
+    return {name: _text(family, name) for name in (DEFAULT, TRAINING)} if family in COMMON else {}
 
 
 def is_superseded(template: str) -> bool:
