@@ -41,7 +41,6 @@ class FamilyTokenizer(ChatTemplates, PreTrainedTokenizer):
     named_tokens: ClassVar[dict[str, str]] = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
     more_tokens: tuple[str, ...] = ("<s>",)  # that folders name, too
     family: str
-    positions_unpadded: ClassVar[bool] = True  # whether a row without padding has its positions, too
     has_roles: ClassVar[bool] = False  # whether each message stands behind a role token, and a row may be a dialogue
     official_class = "ChatGLMTokenizer"  # the name that official folders record
 
@@ -178,12 +177,10 @@ class FamilyTokenizer(ChatTemplates, PreTrainedTokenizer):
         """Also gives position_ids: those of the row without padding, and 0 on padding."""
         ids = encoded_inputs["input_ids"]
         encoded_inputs.setdefault("attention_mask", [1] * len(ids))
-        unpadded = padding_strategy == PaddingStrategy.DO_NOT_PAD
-        if self.positions_unpadded or not unpadded or max_length is not None:
-            encoded_inputs.setdefault("position_ids", self.positions(ids))
+        encoded_inputs.setdefault("position_ids", self.positions(ids))
         if padding_strategy == PaddingStrategy.LONGEST:
             max_length = len(ids)
-        if unpadded or max_length is None:
+        if padding_strategy == PaddingStrategy.DO_NOT_PAD or max_length is None:
             return encoded_inputs
         if pad_to_multiple_of:
             max_length = -(-max_length // pad_to_multiple_of) * pad_to_multiple_of

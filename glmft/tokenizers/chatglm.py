@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from transformers import BatchEncoding
+
 from glmft.reading import read_json_if_there
 from glmft.tokenizers.base import FamilyTokenizer, Message, rounds_of
 from glmft.tokenizers.rendering import DISGUISE
@@ -35,7 +37,6 @@ class ChatGLM6BTokenizer(FamilyTokenizer):
     gmask_token = "[gMASK]"
     end_token = "</s>"
     more_tokens = (gmask_token, end_token)
-    positions_unpadded = False  # as the official class; the model reads them off the ids, and pipelines can pad rows
     opening = ""
     marks = ("[gMASK]", "<sop>", "<eop>")
 
@@ -170,6 +171,16 @@ class ChatGLM6BTokenizer(FamilyTokenizer):
             return list(token_ids_0)
         ids = list(token_ids_0) + self.prefix_ids
         return ids if token_ids_1 is None else ids + list(token_ids_1) + [self.eos_token_id]
+
+    def prepare_for_model(self, *args: Any, **kwargs: Any) -> BatchEncoding:
+        """As transformers' method; one row without padding has no position_ids, as in the official class.
+
+        The model reads them off the ids, and pipelines, which pad single rows themselves, cannot pad two dimensions.
+        """
+        encoded = super().prepare_for_model(*args, **kwargs)
+        if kwargs.get("padding") in (None, False, "do_not_pad") and kwargs.get("max_length") is None:
+            encoded.pop("position_ids", None)
+        return encoded
 
     def positions(self, ids: list[int]) -> list[list[int]]:
         """[2, s]: place and block. A written [MASK] is taken before [gMASK], as the official tokenizer does."""
