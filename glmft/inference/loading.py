@@ -54,7 +54,10 @@ def locate(path: str | Path | None, base_model_path: str | Path | None = None) -
             raise ConfigError(wrong)
     elif is_file(folder / PEFT_JSON):
         from glmft.tuners.peft_config import read_peft_config
+        from glmft.tuners.peft_prefix import is_peft_prefix, read_base
 
+        if is_peft_prefix(folder):
+            return Place(_find_base(folder, read_base(folder), base_model_path), folder)
         described = {"train_type": "lora", **read_peft_config(folder)}
     else:
         raise ConfigError(f"{folder}: holds neither a model (config.json) nor an adapter ({ADAPTER_JSON}, {PEFT_JSON})")

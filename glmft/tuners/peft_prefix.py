@@ -24,6 +24,12 @@ def is_peft_prefix(folder: Path) -> bool:
     return read_json_if_there(folder / PEFT_JSON).get("peft_type") == "PREFIX_TUNING"
 
 
+def read_base(folder: Path) -> dict[str, str]:
+    """Where such a folder says that its base model lies, if it says so in a text."""
+    recorded = read_json_if_there(folder / PEFT_JSON).get("base_model_name_or_path")
+    return {"base_model_name_or_path": recorded} if isinstance(recorded, str) else {}
+
+
 def write_peft_prefix(model: nn.Module, folder: Path) -> None:
     """Write the prefix of a model as peft would, a projected one as what its projection gives.
 
