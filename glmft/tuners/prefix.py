@@ -84,15 +84,15 @@ def initialise(encoder: nn.Module) -> None:
             module.reset_parameters()
 
 
-def read_prefix(path: Path, model: nn.Module) -> dict[str, Tensor]:
+def read_prefix(path: Path, model: nn.Module | None = None) -> dict[str, Tensor]:
     """The `prefix_encoder.*` tensors of an official P-Tuning checkpoint, an adapter (ours or peft's), or one file.
 
-    Both layouts hold the same numbers, so a prefix of either goes onto a base of either.
+    Both layouts hold the same numbers, so a prefix of either goes onto a base of either. peft's form hangs on the model.
 
     Raises:
         CheckpointError: no such file, one that cannot be read, or one without a prefix.
     """
-    if is_peft_prefix(path):
+    if model is not None and is_peft_prefix(path):
         return {EMBEDDING: read_peft_prefix(model, path)}
     file = path
     if path.is_dir():
