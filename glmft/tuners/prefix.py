@@ -87,7 +87,7 @@ def initialise(encoder: nn.Module) -> None:
 def read_prefix(path: Path, model: nn.Module | None = None) -> dict[str, Tensor]:
     """The `prefix_encoder.*` tensors of an official P-Tuning checkpoint, an adapter (ours or peft's), or one file.
 
-    Both layouts hold the same numbers, so a prefix of either goes onto a base of either. peft's form hangs on the model.
+    Both layouts hold the same numbers, so a prefix of either goes onto a base of either. peft's hangs on the model.
 
     Raises:
         CheckpointError: no such file, one that cannot be read, or one without a prefix.
