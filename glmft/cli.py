@@ -137,7 +137,7 @@ def _main(arguments: list[str], command: str | None, program: str | None) -> int
     except Exception as error:
         known = error if isinstance(error, GlmftError) else of_the_system(error) or Unforeseen(error)
         if is_main() or not known.of_all_ranks:
-            whose = "" if is_main() else f"rank {env_rank()}: "
-            for line in shown((whose + problem for problem in known.problems), known.label):
+            label = known.label if is_main() else f"{known.label}: rank {env_rank()}"
+            for line in shown(known.problems, label):
                 print(line, file=sys.stderr, flush=True)
         return known.exit_code

@@ -110,17 +110,20 @@ def one_line(error: object, longest: int = 200) -> str:
 
 
 LONGEST_LINE, MOST_LINES = 300, 20
+CONTINUED = "  "
 
 
 def shown(problems: Iterable[str], label: str = "error") -> list[str]:
     """Problems as they are printed: at most `MOST_LINES` lines of `LONGEST_LINE` characters, the rest counted.
 
-    What a terminal would take for a command or a line break is written as an escape.
+    What a terminal would take for a command or a line break is written as an escape. A problem that begins with
+    `CONTINUED` goes on with the one before and has no label of its own.
     """
     problems = list(problems)
     first = problems if len(problems) <= MOST_LINES else problems[: MOST_LINES - 1]
     more = [f"and {len(problems) - len(first)} more"] if len(first) < len(problems) else []
-    return [shortened(printable(f"{label}: {problem}"), LONGEST_LINE) for problem in [*first, *more]]
+    labelled = (p if p.startswith(CONTINUED) else f"{label}: {p}" for p in [*first, *more])
+    return [shortened(printable(problem), LONGEST_LINE) for problem in labelled]
 
 
 def printable(text: str) -> str:

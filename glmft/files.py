@@ -79,11 +79,14 @@ def place_folder(aside: Path, target: Path) -> None:
 
 
 def place_files(aside: Path, folder: Path) -> None:
-    """Flush the files of a prepared folder and move each to its place in `folder`."""
+    """Flush what a prepared folder holds and move each file, and each folder as a whole, to its place in `folder`."""
     for path in sorted(aside.iterdir()):
         flush(path)
     for path in sorted(aside.iterdir()):
-        os.replace(path, folder / path.name)
+        if path.is_dir():
+            place_folder(path, folder / path.name)
+        else:
+            os.replace(path, folder / path.name)
     aside.rmdir()
     flush(folder)
 

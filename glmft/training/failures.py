@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from glmft.dist import World
-from glmft.errors import CheckpointError, GlmftError, OutOfMemory, RankLost, one_line
+from glmft.errors import CONTINUED, LONGEST_LINE, CheckpointError, GlmftError, OutOfMemory, RankLost, one_line
 from glmft.training.roll_call import silent_ranks
 from glmft.training.signals import hold_signals
 
@@ -17,12 +17,12 @@ _LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|gloo|nccl|soc
 
 
 @contextlib.contextmanager
-def explained(world: World, advice: Callable[[], str] = lambda: "") -> Iterator[None]:
+def explained(world: World, advice: Callable[[], list[str]] = list) -> Iterator[None]:
     """Turn such an exception into an `OutOfMemory` or a `RankLost`; let all others pass.
 
     Args:
         world: one rank alone cannot lose another.
-        advice: what helps against a lack of memory.
+        advice: what helps against a lack of memory, the cheapest first.
     """
     try:
         yield
@@ -30,8 +30,8 @@ def explained(world: World, advice: Callable[[], str] = lambda: "") -> Iterator[
         raise
     except Exception as error:
         if is_lack_of_memory(error):
-            reason = one_line(error, 160) or type(error).__name__
-            raise OutOfMemory(f"out of memory ({reason}){advice()}") from None
+            reason = one_line(error, 60) or type(error).__name__
+            raise OutOfMemory(numbered(f"out of memory ({reason})", advice())) from None
         if world.size > 1 and isinstance(error, RuntimeError) and _LOST.search(str(error)):
             raise RankLost(_what_was_lost(world, error)) from None
         if isinstance(error, OSError) and error.errno in _FULL:
@@ -50,6 +50,17 @@ def _what_was_lost(world: World, error: Exception) -> str:
         f"{ranks} did not answer for {world.timeout} s, so this run cannot go on: see what hangs there, or give "
         "a longer --rank_timeout"
     )
+
+
+def numbered(problem: str, ways: list[str]) -> list[str]:
+    """A problem and the ways out of it, in as few lines as are printed whole."""
+    lines = [f"{problem}; in this order:" if ways else problem]
+    for i, way in enumerate(ways, 1):
+        part = f" ({i}) {way}" + ("," if i < len(ways) else "")
+        if len(lines[-1]) + len(part) > LONGEST_LINE - len("error: rank 1048576: "):
+            lines.append(f"{CONTINUED}then:")
+        lines[-1] += part
+    return lines
 
 
 def is_lack_of_memory(error: Exception) -> bool:

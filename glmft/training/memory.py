@@ -70,7 +70,7 @@ def frozen_matrices(model: Any) -> list[Any]:
     ]
 
 
-def advice_for(job: Job, model: Any) -> str:
+def advice_for(job: Job, model: Any) -> list[str]:
     """What would help a run against a lack of memory."""
     offloads = "offload_optimizer" in job.ds_config["zero_optimization"]
     known = sizes(model, job.rows.lengths, job.config, job.world.dtype.itemsize)
@@ -84,7 +84,7 @@ def activation_bytes(s: Sizes) -> int:
     return s.tokens * s.layers * (10 * s.hidden + 3 * s.ffn) * s.width
 
 
-def advice(s: Sizes, config: TrainConfig, stage: int, offloads: bool, ranks: int) -> str:
+def advice(s: Sizes, config: TrainConfig, stage: int, offloads: bool, ranks: int) -> list[str]:
     """What to change, in the order that costs least, and about what each would save on one device."""
     activations = activation_bytes(s)
     ways = []
@@ -109,7 +109,7 @@ def advice(s: Sizes, config: TrainConfig, stage: int, offloads: bool, ranks: int
         ways.append(f"--ds_file ds_zero{max(2, stage)}_offload.json saves about {gib(states // ranks)} of optimizer")
     if s.quantisable:
         ways.append(f"--quantization_bit 4 saves about {gib(s.quantisable)} of weights")
-    return "; in this order: " + ", ".join(f"({i}) {way}" for i, way in enumerate(ways, 1))
+    return ways
 
 
 def gib(count: int) -> str:

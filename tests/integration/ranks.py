@@ -37,6 +37,7 @@ class Harm:
     Args:
         die_after: forward passes after which each rank gets SIGKILL.
         bad_gradient_at: the optimizer step, counted from 1, in which a gradient of rank 0 is no number.
+        bad_loss_with: a token; the loss of a micro-batch that holds it is no number.
         fails: a rank, and the message of the RuntimeError that it alone raises in its second step.
         file_bytes: the largest file that a rank can write.
         address_bytes: the largest address space that a rank can have.
@@ -44,6 +45,7 @@ class Harm:
 
     die_after: int | None = None
     bad_gradient_at: int | None = None
+    bad_loss_with: int | None = None
     fails: tuple[int, str] | None = None
     file_bytes: int | None = None
     address_bytes: int | None = None
@@ -61,6 +63,8 @@ class Harm:
             if self.fails and (rank, passes) == (self.fails[0], 2):
                 raise RuntimeError(self.fails[1])
             loss = real(*args)
+            if self.bad_loss_with is not None and (args[1]["input_ids"] == self.bad_loss_with).any():
+                loss = loss * float("nan")
             if self.bad_gradient_at == passes and rank == 0:
                 loss.register_hook(lambda gradient: gradient * float("nan"))
             passes += 1  # the first is that of the longest batch

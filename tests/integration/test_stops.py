@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from ranks import BASE, ROOT, SLOW, start, train, wait_for
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+
+from glmft.tokenizers.loading import load_tokenizer
 
 STEPS = ["--max_len", "512", "--per_device_train_batch_size", "2", "--max_steps", "40", "--show_loss_step", "1"]
 LORA = ["--train_type", "lora", "--lora_dropout", "0.1", "--save_model_step", "1000"]
@@ -86,31 +87,16 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(stage, uneven, 
     assert codes == [0, 0], printed
 
 
-@pytest.fixture(scope="module")
-def poisoned(tmp_path_factory) -> Path:
-    """The embedded base with one embedding that is no number, which only some records use."""
-    folder = tmp_path_factory.mktemp("poisoned") / "base"
-    shutil.copytree(BASE, folder)
-    weights = load_file(folder / "model.safetensors")
-    import glmft
-
-    _, tokenizer = glmft.load(BASE)
-    token = tokenizer("溪", add_special_tokens=False)["input_ids"][-1]
-    weights["transformer.embedding.word_embeddings.weight"][token] = float("nan")
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
 @pytest.mark.parametrize(
     "stage", ["0", "2_no_offload", pytest.param("1", marks=SLOW), pytest.param("3_no_offload", marks=SLOW)]
 )
-def test_a_loss_that_is_no_number_stops_before_the_weights_change_and_names_the_records(stage, poisoned, tmp_path):
+def test_a_loss_that_is_no_number_stops_before_the_weights_change_and_names_the_records(stage, tmp_path):
     data = tmp_path / "data.json"
     rows = [{"instruction": "请复述", "input": "云川", "output": "云川"} for _ in range(10)]
     rows[3]["input"] = "溪"
     data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     out = tmp_path / "out"
-    flags = ["--train_path", str(data), "--model_name_or_path", str(poisoned), *STEPS, "--max_len", "300"]
+    flags = ["--train_path", str(data), "--model_name_or_path", str(BASE), *STEPS, "--max_len", "300"]
     flags += [
         "--per_device_train_batch_size",
         "1",
@@ -119,7 +105,9 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change_and_names_the_
         "--longest_batch_first",
         "False",
     ]
-    codes, printed = train([*flags, "--save_model_step", "1", "--output_dir", str(out)], 2, tmp_path)
+    token = load_tokenizer(BASE).encode_text("溪")[-1]
+    flags += ["--save_model_step", "1", "--output_dir", str(out)]
+    codes, printed = train(flags, 2, tmp_path, bad_loss_with=token)
     assert codes == [3, 3], printed
     told = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert len(told) == 1

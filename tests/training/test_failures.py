@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from glmft.dist import World
-from glmft.errors import CheckpointError, ConfigError, OutOfMemory, RankLost
-from glmft.training.failures import explained
+from glmft.errors import CheckpointError, ConfigError, OutOfMemory, RankLost, shown
+from glmft.training.failures import explained, numbered
 
 
 def raised(error: Exception, ranks: int = 2) -> Exception:
     world = World(0, 0, ranks, torch.device("cpu"), torch.float32)
-    with pytest.raises(Exception) as caught, explained(world, lambda: "; do this"):  # noqa: PT011
+    with pytest.raises(Exception) as caught, explained(world, lambda: ["do this", "or that"]):  # noqa: PT011
         raise error
     return caught.value
 
@@ -27,7 +27,7 @@ def test_a_lack_of_memory_comes_with_advice_and_is_printed_by_its_rank(error):
     explanation = raised(error)
     assert isinstance(explanation, OutOfMemory)
     assert str(explanation).startswith("out of memory (")
-    assert str(explanation).endswith("; do this")
+    assert str(explanation).endswith("; in this order: (1) do this, (2) or that")
     assert not explanation.of_all_ranks
 
 
@@ -50,3 +50,13 @@ def test_our_own_errors_pass_as_they_are():
 
 def test_what_is_not_known_passes():
     assert isinstance(raised(KeyError("a bug")), KeyError)
+
+
+def test_ways_out_of_a_problem_stand_in_lines_that_are_printed_whole():
+    ways = [f"way {'x' * 80}"] * 6
+    lines = numbered("out of memory (no room)", ways)
+    assert shown(lines) == [f"error: {lines[0]}", *lines[1:]]
+    assert " ".join(lines).replace(",   then:", ",") == "out of memory (no room); in this order: " + ", ".join(
+        f"({i}) {way}" for i, way in enumerate(ways, 1)
+    )
+    assert numbered("out of memory", []) == ["out of memory"]

@@ -49,7 +49,7 @@ def test_activations_of_the_6b_model_are_of_the_published_order():
 
 
 def test_advice_comes_in_order_with_what_each_step_saves():
-    said = advice(BIG, TrainConfig(per_device_train_batch_size=4), stage=0, offloads=False, ranks=4)
+    ways = advice(BIG, TrainConfig(per_device_train_batch_size=4), stage=0, offloads=False, ranks=4)
     wanted = ["--gradient_checkpointing", "--per_device_train_batch_size 2 with --gradient_accumulation_steps 2"]
     wanted += [
         "ds_zero2_no_offload.json",
@@ -57,14 +57,12 @@ def test_advice_comes_in_order_with_what_each_step_saves():
         "ds_zero2_offload.json",
         "--quantization_bit 4 saves about 8.00 GiB of weights",
     ]
-    places = [said.index(part) for part in wanted]
-    assert places == sorted(places)
-    assert "(6)" in said
+    assert [part in way for part, way in zip(wanted, ways, strict=True)] == [True] * 6
 
 
 def test_what_is_done_already_is_not_advised():
     config = TrainConfig(per_device_train_batch_size=1, gradient_checkpointing=True)
-    said = advice(BIG, config, stage=3, offloads=True, ranks=1)
-    assert "checkpointing" not in said
-    assert "ds_zero" not in said
-    assert "--max_len" in said
+    ways = " ".join(advice(BIG, config, stage=3, offloads=True, ranks=1))
+    assert "checkpointing" not in ways
+    assert "ds_zero" not in ways
+    assert "--max_len" in ways
