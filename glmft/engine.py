@@ -22,6 +22,7 @@ from glmft.settings.config import TrainConfig
 from glmft.training.checkpoint import open_optimizer
 from glmft.training.divergence import bad_batch
 from glmft.training.evaluation import evaluate, is_better
+from glmft.training.failures import refusals_of_deepspeed
 from glmft.training.job import Batch, Job, count_supervised, make_batch, summed_loss
 from glmft.training.longest_batch import try_longest_batch
 from glmft.training.optim import learning_rate, make_optimizer, set_learning_rate
@@ -47,7 +48,8 @@ def train(model: nn.Module, job: Job, resume_from: Path | None = None) -> TrainR
         if resume_from:
             load_weights(model, open_optimizer(resume_from))
     optimizer = make_optimizer(model, config, job.tuner.learning_rate_ratio)
-    engine, optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=job.ds_config)
+    with refusals_of_deepspeed(config.ds_file):
+        engine, optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=job.ds_config)
     if config.longest_batch_first and not is_over(state, config):
         fits = try_longest_batch(engine, optimizer, job)  # sets Adam's count to zero: before it is restored
         say([fits] if world.is_main else [])

@@ -6,7 +6,16 @@ import re
 from collections.abc import Callable, Iterator
 
 from glmft.dist import World
-from glmft.errors import CONTINUED, LONGEST_LINE, CheckpointError, GlmftError, OutOfMemory, RankLost, one_line
+from glmft.errors import (
+    CONTINUED,
+    LONGEST_LINE,
+    CheckpointError,
+    ConfigError,
+    GlmftError,
+    OutOfMemory,
+    RankLost,
+    one_line,
+)
 from glmft.training.roll_call import silent_ranks
 from glmft.training.signals import hold_signals
 
@@ -50,6 +59,16 @@ def _what_was_lost(world: World, error: Exception) -> str:
         f"{ranks} did not answer for {world.timeout} s, so this run cannot go on: see what hangs there, or give "
         "a longer --rank_timeout"
     )
+
+
+@contextlib.contextmanager
+def refusals_of_deepspeed(ds_file: str) -> Iterator[None]:
+    """What DeepSpeed does not take of a configuration that its own models let pass, as a ConfigError."""
+    try:
+        yield
+    except (AssertionError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+        reason = one_line(error) or type(error).__name__
+        raise ConfigError(f"--ds_file {ds_file}: DeepSpeed refuses it ({reason})") from None
 
 
 def numbered(problem: str, ways: list[str]) -> list[str]:

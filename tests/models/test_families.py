@@ -114,6 +114,7 @@ def test_device_map_auto(folder):
     assert set(model._no_split_modules) <= {type(module).__name__ for module in model.modules()}
 
 
+@pytest.mark.slow
 def test_torch_compile(folder):
     """The graph is captured and differentiated; no compiler is needed for that."""
     model, tokenizer = parts(folder)

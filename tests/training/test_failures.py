@@ -5,7 +5,7 @@ import torch
 
 from glmft.dist import World
 from glmft.errors import CheckpointError, ConfigError, OutOfMemory, RankLost, shown
-from glmft.training.failures import explained, numbered
+from glmft.training.failures import explained, numbered, refusals_of_deepspeed
 
 
 def raised(error: Exception, ranks: int = 2) -> Exception:
@@ -60,3 +60,9 @@ def test_ways_out_of_a_problem_stand_in_lines_that_are_printed_whole():
         f"({i}) {way}" for i, way in enumerate(ways, 1)
     )
     assert numbered("out of memory", []) == ["out of memory"]
+
+
+def test_what_deepspeed_refuses_at_its_start_names_the_file():
+    refusal = r"--ds_file a\.json: DeepSpeed refuses it \(no such stage\)"
+    with pytest.raises(ConfigError, match=refusal), refusals_of_deepspeed("a.json"):
+        raise AssertionError("no such stage")
