@@ -16,6 +16,8 @@ DESCRIBED = {
     "train_type": text(longest=100),
     "base_model_name_or_path": text() | NULL,
     "base_fingerprint": text(longest=100) | NULL,
+    "base_embedding": text(longest=100) | NULL,
+    "base_quantization": text(longest=100) | NULL,
 }
 
 
