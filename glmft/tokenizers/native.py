@@ -19,6 +19,7 @@ from glmft.reading import is_file
 from glmft.tokenizers.base import Message
 from glmft.tokenizers.chatglm4_tools import checked_tools
 from glmft.tokenizers.files import check_tokenizer_files
+from glmft.tokenizers.rendering import disguised, undisguised
 
 FILES = (
     "tokenizer.json",
@@ -28,7 +29,6 @@ FILES = (
     "added_tokens.json",
 )
 ROLES = ("system", "user", "assistant", "observation")
-DISGUISE = "\U000f5a17"  # for private use: no text has it
 
 
 class NativeTokenizer(PreTrainedTokenizerFast):
@@ -140,11 +140,12 @@ class NativeTokenizer(PreTrainedTokenizerFast):
         tools = [tool for message in messages if "tools" in message for tool in checked_tools(message["tools"])]
         if not self._template_reads_tools_of_messages:
             messages = [message for message in messages if "content" in message]
-        hidden = [self._disguised(_as_template_takes(message)) for message in messages]
+        marks = tuple(self.special_ids)
+        hidden = [disguised(_as_template_takes(message), marks) for message in messages]
         try:
             text = self.apply_chat_template(
                 hidden,
-                tools=self._disguised(tools) or None,
+                tools=disguised(tools, marks) or None,
                 add_generation_prompt=add_generation_prompt,
                 tokenize=False,
             )
@@ -152,20 +153,12 @@ class NativeTokenizer(PreTrainedTokenizerFast):
             raise ValueError(f"the folder's chat template fails ({one_line(error)})") from None
         ids: list[int] = []
         for i, piece in enumerate(self.special_pattern.split(text)):
-            ids += [self.special_ids[piece]] if i % 2 else self.encode_text(piece.replace(DISGUISE, ""))
+            ids += [self.special_ids[piece]] if i % 2 else self.encode_text(undisguised(piece))
         return ids
 
     @property
     def _template_reads_tools_of_messages(self) -> bool:
         return re.search(r"""\w\[['"]tools['"]\]|\w\.tools\b""", str(self.chat_template)) is not None
-
-    def _disguised(self, value: Any) -> Any:
-        """A value whose texts hold no special token."""
-        if isinstance(value, str):
-            return self.special_pattern.sub(lambda match: f"{match[0][0]}{DISGUISE}{match[0][1:]}", value)
-        if isinstance(value, list | tuple):
-            return [self._disguised(part) for part in value]
-        return {self._disguised(k): self._disguised(v) for k, v in value.items()} if isinstance(value, dict) else value
 
     def _split_at_roles(self, ids: list[int]) -> list[list[int]]:
         """What stands before the first role token, then a part for each."""

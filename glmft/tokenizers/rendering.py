@@ -7,6 +7,7 @@ whatever looks like a special token, and taken out when the text is read. So it 
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -191,13 +192,17 @@ def _chats(conversation: Any) -> tuple[list[list[Message]], bool]:
 def disguised(value: Any, marks: tuple[str, ...]) -> Any:
     """A value in whose texts nothing is one of `marks`."""
     if isinstance(value, str):
-        pattern = "|".join(map(re.escape, (*marks, DISGUISE)))
-        return re.sub(pattern, lambda match: match[0][0] + DISGUISE + match[0][1:], value) if marks else value
+        return _any_of(marks).sub(lambda match: match[0][0] + DISGUISE + match[0][1:], value) if marks else value
     if isinstance(value, list | tuple):
         return [disguised(part, marks) for part in value]
     if isinstance(value, dict):
         return {disguised(name, marks): disguised(part, marks) for name, part in value.items()}
     return value
+
+
+@cache
+def _any_of(marks: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, (*marks, DISGUISE))))
 
 
 def undisguised(text: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 from glmft.errors import ConfigError
 from glmft.tokenizers.loading import load_tokenizer
 from glmft.tokenizers.native import FILES
+from glmft.tokenizers.rendering import DISGUISE
 
 TALK = [
     {"role": "system", "content": "你是助手。"},
@@ -37,6 +38,12 @@ def test_ids_are_those_of_the_rendered_template_token_by_token(end, cue, tokeniz
     assert whole == tokenizer.apply_chat_template(talk, return_dict=False)
     assert [message["role"] for message, _ in parts] == [message["role"] for message in talk]
     assert [tokenizer.special_texts[part[0]] for _, part in parts] == [f"<|{m['role']}|>" for m in talk]
+
+
+def test_the_mark_that_disguises_text_is_kept_where_a_user_wrote_it(tokenizer):
+    text = f"云{DISGUISE}<|user|>{DISGUISE}{DISGUISE}川"
+    ids = tokenizer.chat_ids([{"role": "user", "content": text}])
+    assert tokenizer.decode(ids[3:-1]).strip() == text
 
 
 def test_text_that_looks_like_a_special_token_stays_text(tokenizer):
