@@ -38,11 +38,12 @@ def interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    noticed = threading.Event()
+    noticed, names = threading.Event(), []
 
     def interrupt(number: int, _: FrameType | None) -> None:
         noticed.set()
-        raise Interrupted(signal.Signals(number).name)
+        names.append(signal.Signals(number).name)
+        raise Interrupted(names[0])
 
     def watch(reader: int) -> None:
         with os.fdopen(reader, "rb", buffering=0) as signals:
@@ -58,6 +59,10 @@ def interruptible() -> Iterator[None]:
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
         yield
+    except Exception as error:
+        if names:  # a library was interrupted and made an error of its own of it
+            raise Interrupted(names[0]) from error
+        raise
     finally:
         signal.set_wakeup_fd(wakeup)
         os.close(writer)
@@ -96,9 +101,8 @@ class StopSignals:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if (
-            self.reason or error
-        ) and self.launchers:  # on its way out: a launcher's signal must not change the exit code
+        ends = self.reason or error
+        if ends and self.launchers:  # a launcher's signal must not change the exit code any more
             return
         for number, handler in self.before.items():
             signal.signal(number, handler)

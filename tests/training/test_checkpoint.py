@@ -4,30 +4,16 @@ import random
 import numpy as np
 import pytest
 import torch
+from checkpoints import ALONE, save
 
 from glmft.dist import World
 from glmft.errors import CheckpointError
 from glmft.files import remove_leftovers
-from glmft.training.checkpoint import OPTIMIZER, ResumePoint, damage, find_resume, open_optimizer, publishing
-from glmft.training.random_state import RANDOM, random_state, restore_random_state
+from glmft.training.checkpoint import ResumePoint, damage, find_resume, open_optimizer, publishing
+from glmft.training.random_state import restore_random_state
 from glmft.training.run_folder import keep_checkpoints, point_best, rotate
 from glmft.training.state import STATE, LogFigures, TrainerState, load_state
 from glmft.weights import Shards, StoredTensors
-
-ALONE = World(0, 0, 1, torch.device("cpu"), torch.float32)
-
-
-def save(folder, step: int):
-    """A checkpoint as the loop writes one, with one moment in it."""
-    place = folder / f"checkpoint-{step}"
-    with publishing(place, ALONE) as aside:
-        shards = Shards(aside, OPTIMIZER)
-        shards.add("exp_avg/w", torch.arange(3.0))
-        shards.close()
-        (aside / "weights.txt").write_text("weights")
-        (aside / RANDOM).write_text(json.dumps([random_state(ALONE)]))
-        (aside / STATE).write_text(json.dumps(vars(TrainerState(step=step, total_steps=9, loss_sum=1.5))))
-    return place
 
 
 def half_written(folder) -> None:

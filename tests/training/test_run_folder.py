@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_checkpoint import ALONE, save
+from checkpoints import ALONE, save
 
 from glmft.dist import World
 from glmft.errors import ConfigError

@@ -53,6 +53,19 @@ def test_outside_the_loop_a_signal_interrupts_and_the_handlers_are_put_back(numb
     assert signal.getsignal(number) == before
 
 
+def interrupted_library() -> None:
+    """C++ code that asks Python for something may turn an interruption into an error of its own."""
+    try:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    except KeyboardInterrupt:
+        raise ValueError("could not determine the shape") from None
+
+
+def test_what_a_library_makes_of_an_interruption_is_still_one():
+    with pytest.raises(Interrupted, match="SIGUSR1"), interruptible():
+        interrupted_library()
+
+
 def test_inside_the_loop_it_only_leaves_a_note():
     with interruptible(), StopSignals(ALONE) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
