@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from glmft.commands.model_folder import check_target, write_model
 from glmft.commands.quiet import quiet
-from glmft.errors import CheckpointError, ConfigError
-from glmft.files import new_folder
+from glmft.errors import ConfigError
 from glmft.inference.loading import locate
 from glmft.settings.tools import QuantizeConfig
 
@@ -22,11 +22,10 @@ def quantize(config: QuantizeConfig) -> str:
     if place.adapter:
         raise ConfigError(f"{place.adapter}: is an adapter; quantise its base {place.base}, or merge it first")
     target = Path(config.output_dir)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"--output_dir {target}: exists already; name another folder")
+    check_target(target, config.max_shard_size)
 
     quiet()
-    from glmft.models.loading import copy_texts, is_quantised, load_config, load_model, stored_dtype, weight_files
+    from glmft.models.loading import is_quantised, load_config, load_model, stored_dtype, weight_files
     from glmft.tokenizers.loading import load_tokenizer
 
     if is_quantised(place.base):
@@ -34,12 +33,6 @@ def quantize(config: QuantizeConfig) -> str:
     base_config = load_config(place.base, config.mode, str(config.bits))
     model = load_model(base_config, place.base, stored_dtype(place.base))
     tokenizer = load_tokenizer(place.base, base_config.family)
-    try:
-        with new_folder(target) as aside:
-            model.save_pretrained(aside, max_shard_size=config.max_shard_size)
-            tokenizer.save_pretrained(aside)
-            copy_texts(place.base, aside)
-    except OSError as error:
-        raise CheckpointError(f"{target}: could not be written ({error.strerror or error})") from None
+    write_model(model, tokenizer, place.base, target, config.max_shard_size)
     before, after = (sum(file.stat().st_size for file in weight_files(folder)) for folder in (place.base, target))
     return f"quantised model in {target}: {after:,} bytes of weights, {after / before:.0%} of the base's"

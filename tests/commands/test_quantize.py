@@ -104,6 +104,7 @@ def test_what_cannot_be_quantised_is_one_line(model_folder, four_bits, adapter, 
     assert "is quantised already; name the full-precision base" in refused(model_name_or_path=str(four_bits))
     assert "exists already; name another folder" in refused(output_dir=str(four_bits))
     assert f"is an adapter; quantise its base {model_folder}" in refused(model_name_or_path=str(adapter()))
+    assert "--max_shard_size {0}: is no size" in refused(max_shard_size="{0}")
     (model_folder / "model.safetensors").write_bytes(b"torn")
     assert "is torn or no weight file" in refused()
 

@@ -118,6 +118,7 @@ def test_the_flags_of_the_other_commands(seed, place, capsys):
             },
             "inspect": {"data_path": "data.json", "model": "base", "records": "0"},
             "merge": {"model_dir": "lora", "output_dir": "out"},
+            "quantize": {"model_name_or_path": "base", "output_dir": "out"},
         }
         more = {
             "predict": [
@@ -145,6 +146,7 @@ def test_the_flags_of_the_other_commands(seed, place, capsys):
                 "data_format",
             ],
             "merge": ["max_shard_size", "ori_model_dir", "model_dir", "mode"],
+            "quantize": ["bits", "max_shard_size", "model_name_or_path", "mode"],
         }
         command = rng.choice(sorted(commands))
         name = rng.choice(more[command])
