@@ -138,6 +138,17 @@ def digest_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def listed(folder: Path, names: Iterable[str]) -> dict[str, list]:
+    """Size and hash of files by name, for `is_as_listed`. Raises OSError."""
+    return {name: [(folder / name).stat().st_size, digest_of(folder / name)] for name in names}
+
+
+def is_as_listed(path: Path, entry: Any) -> bool:
+    """Whether a file has the size and the hash that were listed. Raises OSError if it cannot be read."""
+    size, digest = entry
+    return path.stat().st_size == size and digest_of(path) == digest
+
+
 def flush(path: Path) -> None:
     """Flush a file or a folder to the disk; let a file be read by whoever may read its folder.
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from glmft.files import digest_of, write_json
+from glmft.files import is_as_listed, listed, write_json
 
 ROWS, SUMMARY, SEAL = "rows.arrow", "summary.json", "seal.json"
 
@@ -23,8 +23,7 @@ class DamagedCache(Exception):
 
 def seal(folder: Path) -> None:
     """Note size and hash of what was written. Raises OSError."""
-    files = {name: [(folder / name).stat().st_size, digest_of(folder / name)] for name in (ROWS, SUMMARY)}
-    write_json(folder / SEAL, files)
+    write_json(folder / SEAL, listed(folder, (ROWS, SUMMARY)))
 
 
 def require_seal(folder: Path) -> None:
@@ -32,7 +31,7 @@ def require_seal(folder: Path) -> None:
     try:
         sealed = json.loads((folder / SEAL).read_text(encoding="utf-8"))
         for name in (ROWS, SUMMARY):
-            if sealed[name] != [(folder / name).stat().st_size, digest_of(folder / name)]:
+            if not is_as_listed(folder / name, sealed[name]):
                 raise DamagedCache(f"{name} has changed")
     except OSError as error:
         raise DamagedCache(f"{Path(error.filename or folder).name}: {error.strerror}") from None

@@ -185,8 +185,8 @@ def prefixed_attention(
         query, key, value = with_prefix(module.config, query, key, value, own, attention_mask)
     name = module.config._attn_implementation.removeprefix(PREFIXED)
     backend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
-    mixed, weights = backend(module, query, key, value, attention_mask, **kwargs)
-    return mixed[:, -length:], weights
+    attended, weights = backend(module, query, key, value, attention_mask, **kwargs)
+    return attended[:, -length:], weights
 
 
 # ------------------------------------------------------------------------- under the names of transformers' classes

@@ -18,6 +18,8 @@ from glmft.tokenizers.rendering import ChatTemplates
 from glmft.tokenizers.templates import is_superseded
 
 Message = dict[str, Any]
+ROLES = ("system", "user", "assistant", "observation")  # of the families that have any
+
 PADDED = ("input_ids", "attention_mask", "position_ids", "token_type_ids", "special_tokens_mask")
 
 
@@ -212,6 +214,11 @@ class FamilyTokenizer(ChatTemplates, PreTrainedTokenizer):
         Raises:
             ValueError: a conversation that the family cannot express.
         """
+        ids = [*self.prefix_ids, *(i for message in messages for i in self.message_ids(message))]
+        return [*ids, self.special_ids["<|assistant|>"]] if add_generation_prompt else ids
+
+    def message_ids(self, message: Message) -> list[int]:
+        """What a message adds to a row, in a family with roles. Raises ValueError."""
         raise NotImplementedError
 
     def check_roles(self, messages: Sequence[Message]) -> None:

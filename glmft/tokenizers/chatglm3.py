@@ -7,9 +7,8 @@ from typing import Any
 
 from transformers import BatchEncoding
 
-from glmft.tokenizers.base import FamilyTokenizer, Message
+from glmft.tokenizers.base import ROLES, FamilyTokenizer, Message
 
-ROLES = ("system", "user", "assistant", "observation")
 TOOLS_SENTENCE = "Answer the following questions as best as you can. You have access to the following tools:"
 
 
@@ -65,12 +64,6 @@ class ChatGLM3Tokenizer(FamilyTokenizer):
         """The official chat input as tensors [1, s]: the history, the query, and the assistant's role token."""
         ids = self.chat_ids([*(history or []), {"role": role, "content": query}])
         return self.pad({"input_ids": [ids]}, return_tensors="pt")
-
-    def chat_ids(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
-        ids = list(self.prefix_ids)
-        for message in messages:
-            ids += self.message_ids(message)
-        return [*ids, self.special_ids["<|assistant|>"]] if add_generation_prompt else ids
 
     def message_parts(self, messages: Sequence[Message]) -> list[tuple[Message, list[int]]]:
         """Each message with the ids that it adds to a row."""

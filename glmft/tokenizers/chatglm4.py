@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from glmft.errors import ConfigError
-from glmft.tokenizers.base import FamilyTokenizer, Message
+from glmft.tokenizers.base import ROLES, FamilyTokenizer, Message
 from glmft.tokenizers.chatglm4_tools import checked_tools, tools_text, without_null_properties
 from glmft.tokenizers.templates import DEFAULT, shipped
 
-ROLES = ("system", "user", "assistant", "observation")
 # How text is split before its bytes are merged.
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -153,12 +152,6 @@ class ChatGLM4Tokenizer(FamilyTokenizer):
             return self.role_ids[role]
         except (KeyError, TypeError):
             raise ValueError(f"role {role!r} is none of {', '.join(ROLES)}") from None
-
-    def chat_ids(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
-        ids = list(self.prefix_ids)
-        for message in messages:
-            ids += self.message_ids(message)
-        return [*ids, self.special_ids["<|assistant|>"]] if add_generation_prompt else ids
 
     def message_parts(self, messages: Sequence[Message]) -> list[tuple[Message, list[int]]]:
         """Each message with the ids that it adds to a row; an answer that ends the row may be empty."""

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from glmft.errors import ConfigError, one_line
 from glmft.reading import is_file
-from glmft.tokenizers.base import Message
+from glmft.tokenizers.base import ROLES, Message
 from glmft.tokenizers.chatglm4_tools import checked_tools
 from glmft.tokenizers.files import check_tokenizer_files
 from glmft.tokenizers.rendering import disguised, undisguised
@@ -28,7 +28,6 @@ FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-ROLES = ("system", "user", "assistant", "observation")
 
 
 class NativeTokenizer(PreTrainedTokenizerFast):

@@ -7,7 +7,16 @@ from pathlib import Path
 
 from glmft.dist import World, same_fate
 from glmft.errors import CheckpointError, ConfigError
-from glmft.files import digest_of, place_files, place_folder, refusals_as, remove_folder, start_folder, write_json
+from glmft.files import (
+    is_as_listed,
+    listed,
+    place_files,
+    place_folder,
+    refusals_as,
+    remove_folder,
+    start_folder,
+    write_json,
+)
 from glmft.reading import read_json
 from glmft.training.random_state import RANDOM
 from glmft.training.state import STATE
@@ -64,11 +73,11 @@ def _resume_from_step(folder: Path, step: int) -> ResumePoint:
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None: every file must have the size and hash that the manifest lists."""
     try:
-        listed = read_json(checkpoint / MANIFEST)["files"]
-        if not {STATE, RANDOM} <= listed.keys():
+        files = read_json(checkpoint / MANIFEST)["files"]
+        if not {STATE, RANDOM} <= files.keys():
             return f"{checkpoint} is not whole"
-        for name, (size, digest) in listed.items():
-            if (checkpoint / name).stat().st_size != size or digest_of(checkpoint / name) != digest:
+        for name, entry in files.items():
+            if not is_as_listed(checkpoint / name, entry):
                 return f"{checkpoint / name} is not what was saved"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError):
         return f"{checkpoint} is not whole"
@@ -78,8 +87,7 @@ def damage(checkpoint: Path) -> str | None:
 def seal(folder: Path) -> None:
     """List every file with its size and hash in the manifest."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    listed = {str(p.relative_to(folder)): [p.stat().st_size, digest_of(p)] for p in files}
-    write_json(folder / MANIFEST, {"files": listed})
+    write_json(folder / MANIFEST, {"files": listed(folder, [str(p.relative_to(folder)) for p in files])})
 
 
 @contextlib.contextmanager

@@ -51,9 +51,9 @@ def load_weights(model: nn.Module, stored: Mapping[str, Tensor]) -> None:
     names = {key.removeprefix("param/") for key in stored if key.startswith("param/")}
     if trainable.keys() != names or any(f"{key}/{name}" not in stored for key in MOMENTS for name in names):
         raise CheckpointError("the checkpoint trained other parameters; give the same --train_type and its settings")
+    shapes = getattr(stored, "shapes", {})
     for name, parameter in trainable.items():
         tensor = stored[f"param/{name}"]
-        shapes = getattr(stored, "shapes", {})
         moments = [shapes.get(f"{key}/{name}", list(tensor.shape)) for key in MOMENTS]
         if whole_shape(parameter) != tensor.shape or any(shape != list(tensor.shape) for shape in moments):
             raise CheckpointError(f"{name} has another shape in the checkpoint; give the same --train_type settings")
