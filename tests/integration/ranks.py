@@ -20,7 +20,7 @@ NATIVE = ["native-glm", "native-glm4"]
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "examples" / "quickstart" / "base"
 LORA = ["--train_type", "lora", "--lora_module_name", "query_key_value,dense", "--lora_dim", "4", "--lora_dropout", "0"]
-SECONDS = 120
+SECONDS = 300
 # What a run imports, DeepSpeed's check of optimizers (which takes two seconds) included.
 PRELOADED = [
     *("glmft.engine", "glmft.tuners", "glmft.commands.train", "glmft.models.partitioned", "glmft.data.show"),
@@ -129,7 +129,7 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in metrics(folder)]
 
 
-def wait_for(path: Path, text: str, seconds: float = 60) -> None:
+def wait_for(path: Path, text: str, seconds: float = 240) -> None:
     """Until a file holds a text."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

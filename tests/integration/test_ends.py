@@ -20,7 +20,7 @@ def told(logs: list[str]) -> list[list[str]]:
     return [[line for line in of_rank if line.startswith(("error: ", "stopped: "))] for of_rank in lines]
 
 
-def ended(ranks, seconds: float = 60) -> list[int]:
+def ended(ranks, seconds: float = 240) -> list[int]:
     for rank in ranks:
         rank.join(seconds)
     return [rank.exitcode for rank in ranks]
@@ -55,7 +55,7 @@ def test_a_launcher_that_ends_the_survivors_does_not_silence_them(launcher, unev
             process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, cwd=ROOT)
         wait_for(log, moment)
         os.kill(next(pid for pid in descendants(process.pid) if variables(pid).get("RANK") == "0"), signal.SIGKILL)
-        assert process.wait(60) != 0
+        assert process.wait(240) != 0
         lines = [line for line in log.read_text(encoding="utf-8").splitlines() if "rank 1: " in line]
         assert len([line for line in lines if line.startswith(("error: ", "stopped: "))]) == 1, log.read_text()
 
@@ -123,7 +123,7 @@ def test_a_signal_ends_a_process_that_waits_for_ranks_that_never_come(tmp_path):
         time.sleep(0.1)
     time.sleep(0.5)
     process.terminate()
-    _, printed = process.communicate(timeout=30)
+    _, printed = process.communicate(timeout=120)
     assert process.returncode == 75
     assert "stopped: by SIGTERM before training began; nothing is saved" in printed
 
@@ -166,7 +166,7 @@ def test_nohup_is_obeyed(uneven, tmp_path):
     assert process.poll() is None
     assert (tmp_path / "out" / "metrics.jsonl").stat().st_size > size
     process.terminate()
-    assert process.wait(60) == 75
+    assert process.wait(240) == 75
 
 
 def test_a_damaged_cache_is_told_of_and_trained_from_anew(uneven, tmp_path):

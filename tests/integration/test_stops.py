@@ -21,7 +21,7 @@ LORA = ["--train_type", "lora", "--lora_dropout", "0.1", "--save_model_step", "1
 
 def finished(ranks, logs) -> tuple[list[int], str]:
     for rank in ranks:
-        rank.join(60)
+        rank.join(240)
     return [rank.exitcode for rank in ranks], "".join(Path(log).read_text(encoding="utf-8") for log in logs)
 
 
