@@ -8,8 +8,8 @@ from glmft.commands.rows import learned_rows
 from glmft.errors import ConfigError
 from glmft.inference.loading import locate
 from glmft.settings.checks import length_problems, range_problems
-from glmft.settings.config import InspectConfig
 from glmft.settings.sources import find_sources
+from glmft.settings.tools import InspectConfig
 
 
 def inspect_data(config: InspectConfig) -> str:
