@@ -10,7 +10,7 @@ from typing import Any
 
 from glmft import dist
 from glmft.commands.quiet import quiet
-from glmft.commands.rows import training_rows
+from glmft.commands.rows import beyond_the_model, training_rows
 from glmft.console import lasting_output, say
 from glmft.device import DTYPES, torch_dtype
 from glmft.errors import ConfigError, DataError
@@ -141,6 +141,10 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
         raise ConfigError("--save_best f1: the validation rows have no triples a_b_c to score; name another metric")
     messages += [model_config.rope_line] if model_config.rope_line else []
     messages += rows.lines
+    if config.val_path:
+        messages += [shortfall.line.replace("data:", "validation:") for shortfall in validation.shortfalls]
+    built_for = getattr(model_config, "max_position_embeddings", None)
+    messages += beyond_the_model(config, rows.lengths, model_config.family, built_for)
     messages.append(f"data: {padding_share(plan, rows.lengths):.1%} of what is computed in the first epoch is padding")
     if config.show_first_record:
         messages.append(token_table(rows.examples[0], tokenizer))
