@@ -56,7 +56,7 @@ def run(config: TrainConfig, world: dist.World, messages: list[str], stack: cont
     from glmft.training.checkpoint import ResumePoint, find_resume, open_optimizer
     from glmft.training.failures import explained
     from glmft.training.memory import advice_for
-    from glmft.training.resuming import finished_result, going_on, require_parameters, start_state
+    from glmft.training.resuming import finished_line, finished_result, going_on, require_parameters, start_state
     from glmft.training.run_folder import claimed
 
     def show(lines: list[str]) -> None:
@@ -80,10 +80,10 @@ def run(config: TrainConfig, world: dist.World, messages: list[str], stack: cont
             with dist.same_fate():
                 state = start_state(job, resume.checkpoint)
                 require_parameters(prepared.trained, open_optimizer(resume.checkpoint))
-            show(going_on(resume.checkpoint, state, config))
             if is_over(state, config) and (result := finished_result(folder, resume.checkpoint, state)):
-                show([f"the run in {folder} is finished, and what it trained is there: nothing is left to do"])
+                show([finished_line(folder, state)])
                 return result
+            show(going_on(resume.checkpoint, state, config))
         with dist.same_fate():
             model, messages = prepare_model(job, prepared.model_config)
             table = parameter_table(model)

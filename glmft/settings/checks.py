@@ -90,7 +90,7 @@ def length_problems(config: DataSettings) -> list[str]:
         return []
     if len(given) == 1:
         return [f"{given[0]}: needs the other of --max_source_length and --max_target_length"]
-    defaults = {f.name: f.default for f in dataclasses.fields(DataSettings)}
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
     both = [f"--{name}" for name in ("max_len", "max_src_len") if getattr(config, name) != defaults[name]]
     problems = (
         [f"{', '.join(both)}: exclude --max_source_length and --max_target_length; give one pair"] if both else []

@@ -92,11 +92,19 @@ def finished_result(folder: Path, checkpoint: Path, state: TrainerState) -> Trai
         return None
     kinds = {f.name: COUNT if f.type is int else NUMBER for f in dataclasses.fields(TrainResult)}
     kinds |= {"output_dir": text(), "best": NUMBER | NULL, "best_step": COUNT | NULL}
-    trained = [path for path in checkpoint.iterdir() if not path.name.startswith((*OF_CHECKPOINTS, STATE))]
+    files = [path for path in checkpoint.iterdir() if path.is_file()]
+    trained = [path for path in files if not path.name.startswith((*OF_CHECKPOINTS, STATE))]
     there = all(is_file(folder / p.name) and (folder / p.name).stat().st_size == p.stat().st_size for p in trained)
     if stored.get("steps") != state.step or stored.keys() != kinds.keys() or problems(stored, kinds, "") or not there:
         return None
     return TrainResult(**stored)
+
+
+def finished_line(folder: Path, state: TrainerState) -> str:
+    return (
+        f"the run in {folder} is finished: {state.step} of {state.total_steps} steps, and all it leaves is there. For "
+        "more steps give --num_train_epochs or --max_steps, for other settings another --output_dir"
+    )
 
 
 def load_weights(model: nn.Module, stored: Mapping[str, Tensor]) -> None:
