@@ -13,9 +13,9 @@ from glmft import __version__
 from glmft.console import hold_standard_files, lasting_output
 from glmft.dist import alike_on_all_ranks, end_process, env_rank, is_main, parting
 from glmft.errors import GlmftError, Stopped, Unforeseen, of_the_system, shown
-from glmft.settings.config import InspectConfig, PredictConfig, TrainConfig
+from glmft.settings.config import PredictConfig, TrainConfig
 from glmft.settings.flags import parse_arguments
-from glmft.settings.tools import MergeConfig, QuantizeConfig
+from glmft.settings.tools import InspectConfig, MergeConfig, QuantizeConfig
 from glmft.settings.yaml_file import demo_arguments
 from glmft.training.signals import interruptible, stopped_line
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from glmft.commands.kept_answers import PARTIAL, KeptAnswers, key_of
 from glmft.commands.quiet import quiet
+from glmft.console import say
 from glmft.errors import ConfigError
 from glmft.files import place_files, refusals_as, remove_folder, start_folder, write_json, write_lines
 from glmft.inference.loading import load, locate
@@ -13,6 +14,7 @@ from glmft.inference.metrics import text_scores, triple_f1, triple_lines
 from glmft.settings.checks import length_problems, range_problems
 from glmft.settings.config import PredictConfig
 from glmft.settings.defaults import EMBEDDED, shipped
+from glmft.settings.recorded import as_trained
 from glmft.settings.sources import find_sources
 
 PREDICTIONS = "generated_predictions.txt"
@@ -22,7 +24,7 @@ RETRY = "free some space and give the same command again"
 def predict(config: PredictConfig) -> dict[str, Any]:
     """Answer every record of a file; write generated_predictions.txt and predict_results.json; return the results."""
     from glmft.data.dataset import lengths_of, read_all
-    from glmft.inference.generation import answer
+    from glmft.inference.generation import AnswerReport, answer
 
     test_path = config.test_path or str(shipped(f"{EMBEDDED}/test.json"))
     problems = length_problems(config) + range_problems(config)
@@ -30,7 +32,9 @@ def predict(config: PredictConfig) -> dict[str, Any]:
         raise ConfigError(problems)
     sources = find_sources(test_path, "--test_path")
     place = locate(config.model_name_or_path, config.base_model_path)
-    folder = prediction_folder(config, place.adapter)
+    folder = prediction_folder(config, place.trained_folder)
+    config, lines = as_trained(config, place.trained_with)
+    say(lines)
     records, rejected = read_all(sources, config)
     records = records[: config.max_samples]
     questions = [record.question for record in records]
@@ -50,15 +54,18 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     with refusals_as(folder, RETRY):
         folder.mkdir(parents=True, exist_ok=True)
         kept = KeptAnswers(folder / PARTIAL, key_of(config, questions, place.base, place.adapter))
+    report = AnswerReport()
     with tqdm(total=len(records), unit="record", disable=None) as bar:
         answers = answer(
             model,
             tokenizer,
             questions,
             batch_size=config.per_device_eval_batch_size,
-            max_src_len=lengths_of(config, tokenizer.family).max_src_len,
+            max_src_len=lengths_of(config, tokenizer.family).longest_prompt,
             max_new_tokens=config.max_new_tokens,
             template=config.template,
+            source_prefix="",  # the records have it
+            report=report,
             advance=bar.update,
             known=kept.answers,
             keep=kept.add,
@@ -71,6 +78,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
         results["triple"] = triple_f1(answers, labels)
     with refusals_as(folder, RETRY):
         write_predictions(folder, rows, results, rejected)
+    say(report.lines(config, model.config.max_position_embeddings))
     return {**results, "folder": str(folder), "rows": rows}
 
 
@@ -91,9 +99,9 @@ def write_predictions(
     (folder / PARTIAL).unlink()
 
 
-def prediction_folder(config: PredictConfig, adapter: Path | None) -> Path:
+def prediction_folder(config: PredictConfig, trained: Path | None) -> Path:
     """Where predictions go; nothing is made yet. Raises ConfigError if it cannot be written or holds predictions."""
-    folder = Path(config.output_dir) if config.output_dir else (adapter or Path("output")) / "predict"
+    folder = Path(config.output_dir) if config.output_dir else (trained or Path("output")) / "predict"
     if (folder / PREDICTIONS).exists():
         raise ConfigError(f"{folder}: holds predictions already; name another folder with --output_dir")
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
