@@ -28,6 +28,7 @@ class Tuner(ABC):
     """A way to train; subclasses are dataclasses whose fields are the settings that the adapter records."""
 
     name: ClassVar[str]
+    usual_rates: ClassVar[tuple[float, float]] = (0.0, float("inf"))  # of learning, over models of billions of numbers
 
     @classmethod
     def from_config(cls, config: TrainConfig) -> Self:
@@ -122,7 +123,7 @@ def kinds_of(tuner: type) -> dict[str, Kind]:
         types = set(get_args(hints[f.name])) or {hints[f.name]}
         flag = f.metadata if "limits" in f.metadata else flags.get(f.name, {})
         limits, choices = flag.get("limits", {}), flag.get("choices")
-        low, high = limits.get("at least", 0), limits.get("at most", 2**31)
+        low, high = limits.get("at least", 0), limits.get("at most", limits.get("less than", 2**31))
         named = one_of(*choices) if choices else text()
         plain = {bool: FLAG, int: whole(low, high), float: number(low, high), str: named}
         kind = next(plain[t] for t in plain if t in types)
