@@ -150,8 +150,8 @@ class TrainDataSettings(LearningSettings):
 
     train_path: str | None = setting(
         None,
-        "JSON or JSONL files, folders, globs, comma-separated; weights mix them (a.json:0.7,b.json:0.3); none: the "
-        "shipped sample",
+        "files of records (JSON, JSONL, CSV, TSV, Parquet), folders, globs, comma-separated; weights mix them "
+        "(a.json:0.7,b.json:0.3); none: the shipped sample",
         ("--train_file",),
     )
     packing: bool = setting(False, "several documents in one row of max_len, kept apart: no padding")
