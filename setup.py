@@ -41,7 +41,15 @@ setup(
         "PyYAML>=6",
     ],
     extras_require={
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "nbclient>=0.10", "ipykernel>=6", "openai>=2", "httpx>=0.27"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.9",
+            "nbclient>=0.10",
+            "ipykernel>=6",
+            "openai>=2",
+            "httpx>=0.27",
+        ],
         "quant": ["bitsandbytes>=0.50"],
         "web": ["gradio>=6", "fastapi>=0.115", "uvicorn>=0.30"],
         "ecosystem": ["trl>=1.16", "lm-eval>=0.4.13"],

@@ -21,8 +21,11 @@ TUNERS = {
     "prompt": "glmft.tuners.prompt.Prompt",
     "lora": "glmft.tuners.lora.Lora",
 }
-DATA_FORMATS = ("auto", "triples", "pairs", "conversations", "messages")
 TEMPLATES = ("default", "reference", "raw")
+DATA_FORMATS = (
+    *("auto", "triples", "pairs", "query", "prompt", "question"),
+    *("conversations", "messages", "sharegpt", "text"),
+)
 WATCHED = ("eval_loss", "rouge-1", "rouge-2", "rouge-l", "bleu-4", "f1")
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 # What nobody means is refused before memory is asked for it: tokens of a row, width of what is trained.
@@ -160,8 +163,8 @@ class TrainDataSettings(LearningSettings):
 
     train_path: str | None = setting(
         None,
-        "JSON or JSONL files, folders, globs, comma-separated; weights mix them (a.json:0.7,b.json:0.3); none: the "
-        "shipped sample",
+        "files of records (JSON, JSONL, CSV, TSV, Parquet), folders, globs, comma-separated; weights mix them "
+        "(a.json:0.7,b.json:0.3); none: the shipped sample",
     )
     packing: bool = setting(False, "several documents in one row of max_len, kept apart: no padding")
     group_by_length: bool = setting(True, "put records of similar length into one optimizer step: less padding")
@@ -214,7 +217,7 @@ class TunerSettings:
     train_type: str = setting("lora", f"one of {', '.join(TUNERS)} (all: the same as full)")
     lora_dim: int = setting(8, "LoRA: rank", at_least=1, at_most=WIDE)
     lora_alpha: float = setting(30, "LoRA: the update is scaled by lora_alpha / lora_dim", more_than=0)
-    lora_dropout: float = setting(0.1, "LoRA: dropout probability on the way into the update", at_least=0, at_most=1)
+    lora_dropout: float = setting(0.1, "LoRA: dropout probability on the way into the update", at_least=0, less_than=1)
     lora_module_name: str = setting(
         "query_key_value",
         "LoRA: comma-separated names of linear modules, or of groups of them: attention, mlp, all-linear",
@@ -309,6 +312,9 @@ class RunSettings(FileSettings):
     )
     longest_batch_first: bool = setting(
         True, "try a step of zero rate with the longest rows first, so that a lack of memory shows at once"
+    )
+    compare_answers: bool = setting(
+        True, "answer the first record before and after training, and say whether the answers differ"
     )
     max_skipped_steps: int = setting(20, "fp16: optimizer steps in a row that the loss scaler may skip", at_least=0)
     gradient_checkpointing: bool = setting(

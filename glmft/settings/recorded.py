@@ -31,7 +31,7 @@ def kind_of(f: dataclasses.Field, hint: Any, flag: Any = None) -> Kind:
     """
     types, flag = set(typing.get_args(hint)) or {hint}, f.metadata if "limits" in f.metadata else flag or {}
     limits, choices = flag.get("limits", {}), flag.get("choices")
-    low, high = limits.get("at least", 0), limits.get("at most", 2**31)
+    low, high = limits.get("at least", 0), limits.get("at most", limits.get("less than", 2**31))
     named = one_of(*choices) if choices else text()
     plain = {bool: FLAG, int: whole(low, high), float: number(low, high), str: named}
     kind = next(plain[t] for t in plain if t in types)

@@ -14,7 +14,11 @@ from glmft.tuners.prefix import Prefix
 
 
 def described(folder):
-    return {"family": "glm2", "base_model_name_or_path": str(folder), "base_fingerprint": fingerprint(folder)}
+    return {
+        "family": load_config(folder).family,
+        "base_model_name_or_path": str(folder),
+        "base_fingerprint": fingerprint(folder),
+    }
 
 
 @pytest.fixture

@@ -90,7 +90,11 @@ def base(folder, dtype=torch.float32):
 def described(folder):
     from glmft.models.loading import fingerprint
 
-    return {"family": "glm2", "base_model_name_or_path": str(folder), "base_fingerprint": fingerprint(folder)}
+    return {
+        "family": load_config(folder).family,
+        "base_model_name_or_path": str(folder),
+        "base_fingerprint": fingerprint(folder),
+    }
 
 
 def disturb(model):
