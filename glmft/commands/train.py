@@ -128,7 +128,7 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
             f"--model_name_or_path {place.adapter}: is an adapter; train on its base {place.base}, "
             "go on with --resume, or merge it first"
         )
-    model_config = load_config(place.base, config.mode, config.quantization_bit)
+    model_config = load_config(place.base, place.mode(config.mode), config.quantization_bit)
     _, bare_model = check_folder(model_config, place.base)
     dtype = next(name for name, torch_name in DTYPES.items() if str(world.dtype).endswith(torch_name))
     resolved = resolve(find_ds_file(config.ds_file), config, world.size, dtype, model_config.hidden_size)
@@ -150,6 +150,11 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
     messages = list(resolved.messages)
     if config.predict_with_generate and not validation:
         messages.append("warning: --predict_with_generate: without effect, as no --val_path or --val_ratio is given")
+    total = plan.total_steps(config.num_train_epochs, config.max_steps)
+    if (config.warmup_steps or 0) >= max(total, 1):
+        messages.append(
+            f"warning: --warmup_steps {config.warmup_steps}: the run has {total} steps, so its rate rises to the end"
+        )
     if config.save_best == "f1" and not has_triples(job):
         raise ConfigError("--save_best f1: the validation rows have no triples a_b_c to score; name another metric")
     messages += [model_config.rope_line] if model_config.rope_line else []
