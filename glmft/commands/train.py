@@ -15,6 +15,7 @@ from glmft.console import lasting_output, say
 from glmft.device import DTYPES, torch_dtype
 from glmft.errors import ConfigError, DataError
 from glmft.inference.loading import locate
+from glmft.reading import read_json_if_there
 from glmft.settings.checks import check
 from glmft.settings.config import TrainConfig
 from glmft.settings.deepspeed import asked_precision, resolve
@@ -214,12 +215,14 @@ def check_states(checkpoint: Path | None, config: TrainConfig, world: dist.World
     """Raises CheckpointError if what a whole checkpoint says of its run cannot be, or these settings are of another."""
     from glmft.training.random_state import load_random_states
     from glmft.training.resuming import require_same
+    from glmft.training.set_aside import RUN_CONFIG
     from glmft.training.state import load_state
 
     if checkpoint is not None:
         window = config.per_device_train_batch_size * config.gradient_accumulation_steps * world.size
         now = {"window": window, "seed": config.seed, "grouped": config.group_by_length}
-        require_same(load_state(checkpoint), now, checkpoint)
+        require_same(vars(load_state(checkpoint)), now, checkpoint)
+        require_same(read_json_if_there(checkpoint / RUN_CONFIG), {"train_type": config.train_type}, checkpoint)
         load_random_states(checkpoint)
 
 
