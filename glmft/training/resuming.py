@@ -108,8 +108,8 @@ def finished_line(folder: Path, state: TrainerState) -> str:
     early = state.step < state.total_steps
     more = "a larger --early_stopping_patience" if early else "--num_train_epochs or --max_steps"
     return (
-        f"the run in {folder} is finished: {state.step} of {state.total_steps} steps{', stopped early' * early}, and all "
-        f"it leaves is there. For more steps give {more}, for other settings another --output_dir"
+        f"the run in {folder} is finished: {state.step} of {state.total_steps} steps{', stopped early' * early}, and "
+        f"all it leaves is there. For more steps give {more}, for other settings another --output_dir"
     )
 
 
