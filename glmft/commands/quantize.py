@@ -30,9 +30,9 @@ def quantize(config: QuantizeConfig) -> str:
 
     if is_quantised(place.base):
         raise ConfigError(f"{place.base}: is quantised already; name the full-precision base")
-    base_config = load_config(place.base, config.mode, str(config.bits))
+    base_config = load_config(place.base, place.mode(config.mode), str(config.bits))
     model = load_model(base_config, place.base, stored_dtype(place.base))
     tokenizer = load_tokenizer(place.base, base_config.family)
-    write_model(model, tokenizer, place.base, target, config.max_shard_size)
+    write_model(model, tokenizer, place.base, target, config.max_shard_size, place.record)
     before, after = (sum(file.stat().st_size for file in weight_files(folder)) for folder in (place.base, target))
     return f"quantised model in {target}: {after:,} bytes of weights, {after / before:.0%} of the base's"

@@ -16,6 +16,7 @@ from glmft.console import lasting_output, say
 from glmft.device import DTYPES, torch_dtype
 from glmft.errors import ConfigError, DataError
 from glmft.inference.loading import locate
+from glmft.reading import read_json_if_there
 from glmft.settings.checks import check
 from glmft.settings.config import TrainConfig
 from glmft.settings.deepspeed import asked_precision, resolve
@@ -129,7 +130,7 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
             f"--model_name_or_path {place.adapter}: is an adapter; train on its base {place.base}, "
             "go on with --resume, or merge it first"
         )
-    model_config = load_config(place.base, config.mode, config.quantization_bit)
+    model_config = load_config(place.base, place.mode(config.mode), config.quantization_bit)
     _, bare_model = check_folder(model_config, place.base)
     dtype = next(name for name, torch_name in DTYPES.items() if str(world.dtype).endswith(torch_name))
     resolved = resolve(find_ds_file(config.ds_file), config, world.size, dtype, model_config.hidden_size)
@@ -151,6 +152,11 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
     messages = [*resolved.messages, *usual_rate_lines(tuner, config)]
     if config.predict_with_generate and not validation:
         messages.append("warning: --predict_with_generate: without effect, as no --val_path or --val_ratio is given")
+    total = plan.total_steps(config.num_train_epochs, config.max_steps)
+    if (config.warmup_steps or 0) >= max(total, 1):
+        messages.append(
+            f"warning: --warmup_steps {config.warmup_steps}: the run has {total} steps, so its rate rises to the end"
+        )
     if config.save_best == "f1" and not has_triples(job):
         raise ConfigError("--save_best f1: the validation rows have no triples a_b_c to score; name another metric")
     messages += [model_config.rope_line] if model_config.rope_line else []
@@ -219,12 +225,14 @@ def check_states(checkpoint: Path | None, config: TrainConfig, world: dist.World
     """Raises CheckpointError if what a whole checkpoint says of its run cannot be, or these settings are of another."""
     from glmft.training.random_state import load_random_states
     from glmft.training.resuming import require_same
+    from glmft.training.set_aside import RUN_CONFIG
     from glmft.training.state import load_state
 
     if checkpoint is not None:
         window = config.per_device_train_batch_size * config.gradient_accumulation_steps * world.size
         now = {"window": window, "seed": config.seed, "grouped": config.group_by_length}
-        require_same(load_state(checkpoint), now, checkpoint)
+        require_same(vars(load_state(checkpoint)), now, checkpoint)
+        require_same(read_json_if_there(checkpoint / RUN_CONFIG), {"train_type": config.train_type}, checkpoint)
         load_random_states(checkpoint)
 
 

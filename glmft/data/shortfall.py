@@ -28,24 +28,26 @@ def shortfalls(reports: list[EncodingReport], lengths: Lengths, rejected: int) -
     records = whole.read + rejected
     possible = [
         _too_long(whole, lengths),
-        _of(rejected, records, "records are bad and left out; rejected.jsonl says why"),
-        _of(whole.nothing_learned, records, "records have nothing to learn and are left out; --loss_on says what is"),
+        _of(rejected, records, "records", "are bad and left out; rejected.jsonl says why"),
+        _of(
+            whole.nothing_learned, records, "records", "have nothing to learn and are left out; --loss_on says what is"
+        ),
     ]
     return [shortfall for shortfall in possible if shortfall.share > NOTED]
 
 
-def _of(count: int, total: int, what: str) -> Shortfall:
+def _of(count: int, total: int, things: str, what: str) -> Shortfall:
     share = count / max(1, total)
-    return Shortfall(share, f"warning: data: {count} of {total} {what} ({share:.1%})")
+    return Shortfall(share, f"warning: data: {count} of {total} {things} ({share:.1%}) {what}")
 
 
 def _too_long(report: EncodingReport, lengths: Lengths) -> Shortfall:
     mend = f"; {mending_flags(report, lengths)}"
     if lengths.is_skip:
-        return _of(report.dropped, report.kept + report.dropped, f"rows are dropped as too long (--is_skip){mend}")
+        return _of(report.dropped, report.kept + report.dropped, "rows", f"are dropped as too long (--is_skip){mend}")
     parts = {"prompts": report.cut_prompt, "answers": report.cut_answer, "dialogues' oldest turns": report.cut_turns}
     named = ", ".join(f"{count} {what}" for what, count in parts.items() if count)
-    return _of(report.shortened, report.kept, f"rows are cut ({named}){mend}")
+    return _of(report.shortened, report.kept, "rows", f"are cut: {named}{mend}")
 
 
 def mending_flags(report: EncodingReport, lengths: Lengths) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from glmft.errors import ConfigError
 from glmft.family import ADAPTER_JSON, FAMILIES, PEFT_JSON, QUANTISATIONS, RECORD_JSON
 from glmft.reading import is_file, read_json
+from glmft.settings.aliases import meant_value
 from glmft.settings.checks import attention_problems
 from glmft.settings.config import DataSettings
 from glmft.settings.defaults import EMBEDDED, shipped
@@ -175,7 +176,7 @@ def load(
     from glmft.tuners import load_adapter
 
     if mode is not None and mode not in FAMILIES:
-        raise ConfigError(f"mode {mode!r}: is none of {', '.join(FAMILIES)}")
+        raise ConfigError(f"mode {mode!r}: is none of {', '.join(FAMILIES)}{meant_value('mode', str(mode), FAMILIES)}")
     if quantization_bit is not None and str(quantization_bit) not in QUANTISATIONS:
         raise ConfigError(f"quantization_bit {quantization_bit!r}: is none of {', '.join(QUANTISATIONS)}")
     if wrong := attention_problems(attn_implementation):

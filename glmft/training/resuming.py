@@ -45,7 +45,8 @@ def start_state(job: Job, resume_from: Path | None) -> TrainerState:
     if resume_from is None:
         return fresh
     state = load_state(resume_from)
-    require_same(state, {name: getattr(fresh, name) for name in ("window", "records", "seed", "grouped")}, resume_from)
+    now = {name: getattr(fresh, name) for name in ("window", "records", "seed", "grouped")}
+    require_same(vars(state), now, resume_from)
     records = (read_json_if_there(resume_from / ADAPTER_JSON), job.base)
     was, now = (record.get("base_quantization") or "none" for record in records)
     if was != now:
@@ -56,12 +57,14 @@ def start_state(job: Job, resume_from: Path | None) -> TrainerState:
     return state
 
 
-def require_same(state: TrainerState, now: Mapping[str, Any], checkpoint: Path) -> None:
-    """Raises CheckpointError if what the order of the records follows from is not what it was."""
+def require_same(before: Mapping[str, Any], now: Mapping[str, Any], checkpoint: Path) -> None:
+    """Raises CheckpointError if what a run cannot go on without is not what it was; what was not noted is passed."""
     for name, value in now.items():
-        was = getattr(state, name)
+        was = before.get(name, value)
         if was != value:
-            raise CheckpointError(f"{checkpoint}: {name} was {was}, now it is {value}; give the same settings")
+            raise CheckpointError(
+                f"{checkpoint}: {name} was {one_line(was, 60)}, now it is {value}; give the same settings"
+            )
 
 
 def going_on(checkpoint: Path, state: TrainerState, config: TrainConfig) -> list[str]:
@@ -101,9 +104,12 @@ def finished_result(folder: Path, checkpoint: Path, state: TrainerState) -> Trai
 
 
 def finished_line(folder: Path, state: TrainerState) -> str:
+    """What a finished run says when it is told to go on."""
+    early = state.step < state.total_steps
+    more = "a larger --early_stopping_patience" if early else "--num_train_epochs or --max_steps"
     return (
-        f"the run in {folder} is finished: {state.step} of {state.total_steps} steps, and all it leaves is there. For "
-        "more steps give --num_train_epochs or --max_steps, for other settings another --output_dir"
+        f"the run in {folder} is finished: {state.step} of {state.total_steps} steps{', stopped early' * early}, and "
+        f"all it leaves is there. For more steps give {more}, for other settings another --output_dir"
     )
 
 

@@ -50,7 +50,7 @@ def test_bad_records_are_counted(tokenizer, tmp_path):
     assert len(loaded.examples) == 2
     assert [place.split(":")[-1] for place, _ in loaded.rejected] == ["3"]
     assert "1 bad records left out" in loaded.lines[-2]
-    assert loaded.lines[-1].startswith("warning: data: 1 of 3 records are bad and left out")
+    assert loaded.lines[-1].startswith("warning: data: 1 of 3 records (33.3%) are bad and left out")
 
 
 @pytest.mark.parametrize(("family", "total"), [("glm", 128), ("glm2", 129), ("glm3", 129)])

@@ -1,7 +1,7 @@
 import pytest
 
 from glmft.data import sampler
-from glmft.data.sampler import Plan, padding_share
+from glmft.data.sampler import Plan, in_steps, padding_share
 
 
 def steps(plan: Plan, start: int = 0, epochs: int = 1) -> list[list[int]]:
@@ -97,3 +97,15 @@ def test_grouping_cuts_padding_and_keeps_the_order_of_lengths_random():
 def test_padding_is_counted_in_the_micro_batches_themselves():
     assert padding_share(Plan(4, 2, 1, 1, 1, [1, 9, 1, 9]), [1, 9, 1, 9]) == 0
     assert padding_share(Plan(2, 2, 1, 1, 1), [1, 3]) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(2.5, 10), (0.1, 1), (1e-9, 1), (1, 4), (3.0, 12), (2.3, 10)])
+def test_a_part_of_an_epoch_takes_as_many_steps_as_hold_it(epochs, steps):
+    assert Plan(10, 3, 1, 1, seed=0).total_steps(epochs, None) == steps
+
+
+@pytest.mark.parametrize(
+    ("interval", "total", "steps"), [(0.1, 30, 3), (0.1, 48, 5), (0.1, 3, 1), (7, 30, 7), (20.0, 30, 20), (0.99, 2, 2)]
+)
+def test_an_interval_below_one_is_a_share_of_all_steps(interval, total, steps):
+    assert in_steps(interval, total) == steps

@@ -52,7 +52,7 @@ def test_fifty_tool_dialogues_stay_whole(glm3, tmp_path):
     assert whole.shortfalls == []
     [lost] = cut.shortfalls
     assert lost.share == 1
-    assert lost.line.startswith("warning: data: 50 of 50 rows are cut (50 prompts); --max_src_len ")
+    assert lost.line.startswith("warning: data: 50 of 50 rows (100.0%) are cut: 50 prompts; --max_src_len ")
     mended = int(lost.line.split("--max_src_len ")[1].split()[0])
     assert load(max_src_len=mended).shortfalls == []
     assert load(max_src_len=mended - 1).shortfalls != []
@@ -86,8 +86,8 @@ def test_a_share_of_one_percent_is_no_warning(glm3):
     lengths = Lengths(60)
     assert shortfalls(reports(glm3, lengths, (70, 5), *[(5, 5)] * 99), lengths, 0) == []
     [lost] = shortfalls(reports(glm3, lengths, (70, 5), *[(5, 5)] * 98), lengths, 0)
-    assert lost.line.startswith("warning: data: 1 of 99 rows are cut (1 prompts); --max_len ")
-    assert lost.line.endswith(" holds them all (1.0%)")
+    assert lost.line.startswith("warning: data: 1 of 99 rows (1.0%) are cut: 1 prompts; --max_len ")
+    assert lost.line.endswith(" holds them all")
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_the_oldest_turns_are_named_without_a_number(glm3):
     talk = [{"role": ("user", "assistant")[i % 2], "content": "云川岭溪" * 5} for i in range(8)]
     lengths = Lengths(60)
     [lost] = shortfalls([encoded([Record(tuple(talk), "here")], glm3, lengths)[1]], lengths, 0)
-    assert "(1 dialogues' oldest turns); a larger --max_len keeps more" in lost.line
+    assert "are cut: 1 dialogues' oldest turns; a larger --max_len keeps more" in lost.line
 
 
 def test_bad_records_and_those_with_nothing_to_learn_count_too(glm3):

@@ -93,6 +93,7 @@ def test_going_back_starts_a_line_that_goes_on_with_the_same_bits(old, uneven, o
     [
         (["--resume", "5"], "--resume 5"),
         (["--resume", "4", "--seed", "5"], "seed was 1234, now it is 5"),
+        (["--resume", "yes", "--train_type", "prompt"], "train_type was lora, now it is prompt"),
         (["--resume", "yes", "--lora_dim", "8"], "another shape in the checkpoint"),
         (["--overwrite_output_dir", "--lora_module_name", "no_such"], "no_such"),
         (["--overwrite_output_dir", "--train_type", "freeze", "--freeze_module_name", "nothing."], "nothing."),

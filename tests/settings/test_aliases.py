@@ -1,6 +1,7 @@
 """What people type: names and values of other projects, and hints by meaning."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -121,3 +122,13 @@ def test_an_interval_is_a_number_of_steps_or_a_share(name):
     for value, problems in ((0.25, 0), (20, 0), (20.0, 0), (1.5, 1), (-1, 1)):
         config = dataclasses.replace(with_defaults(TrainConfig())[0], **{name: value}, **fields)
         assert len(check(config)) == problems, value
+
+
+@pytest.mark.parametrize("page", ["settings.md", "settings_zh.md"])
+def test_the_page_lists_every_name(page):
+    text = (Path(__file__).resolve().parents[2] / "docs" / page).read_text(encoding="utf-8")
+    rows = {line.split(" | ")[0].strip("| `"): line.split(" | ")[1] for line in text.splitlines() if " | " in line}
+    assert all(rows[name] == f"{' '.join(f'`{alias}`' for alias in aliases)} |" for name, aliases in ALIASES.items())
+    assert all(rows[f"--{name}"] == f"`--{setting} {value}` |" for name, (setting, value) in SWITCHES.items())
+    for setting, values in VALUES.items():
+        assert all(f"`{other}`" in rows[f"--{setting} {ours}"] for other, ours in values.items())

@@ -25,6 +25,13 @@ def test_a_part_of_a_step_of_warm_up_is_a_whole_one(ratio, steps):
     assert values == pytest.approx([min(1.0, (step + 1) / max(1, steps)) for step in range(10)])
 
 
+@pytest.mark.parametrize(("given", "steps"), [(5, 5), (0.25, 5), (0, 0), (1, 1), (30, 20)])
+def test_warm_up_steps_outrank_the_ratio(given, steps):
+    rising = rates(20, warmup_steps=given, warmup_ratio=0.9, lr_scheduler_type="constant")
+    assert rising[:steps] == pytest.approx([(step + 1) / (given if given >= 1 else 5) for step in range(steps)])
+    assert rising[steps:] == [1.0] * (20 - steps)
+
+
 @pytest.mark.parametrize("shape", ["cosine", "linear"])
 def test_the_fall_starts_at_the_top_and_approaches_the_floor(shape):
     values = rates(1000, warmup_ratio=0, lr_scheduler_type=shape, min_lr_ratio=0.1)

@@ -60,7 +60,8 @@ def test_a_finished_run_gives_its_result_and_says_so(finished):
     folder, place = finished
     state = TrainerState(step=6, total_steps=6)
     assert finished_result(folder, place, state) == RESULT
-    assert "is finished: 6 of 6 steps" in finished_line(folder, state)
+    assert "is finished: 6 of 6 steps, and" in finished_line(folder, state)
+    assert "6 of 9 steps, stopped early" in finished_line(folder, TrainerState(step=6, total_steps=9))
 
 
 @pytest.mark.parametrize("harm", ["gone", "torn", "other", "step", "type", "missing", "no json"])
@@ -81,7 +82,8 @@ def test_a_run_whose_end_is_not_all_there_is_not_finished(harm, finished):
 
 
 def test_what_the_order_of_the_rows_follows_from_must_be_the_same(tmp_path):
-    state = TrainerState(window=4, seed=7)
+    state = {"window": 4, "seed": 7}
+    require_same(state | {"more": 1}, {"window": 4, "new": 3}, tmp_path)
     require_same(state, {"window": 4, "seed": 7}, tmp_path)
     with pytest.raises(CheckpointError, match="seed was 7, now it is 8; give the same settings"):
         require_same(state, {"window": 4, "seed": 8}, tmp_path)
