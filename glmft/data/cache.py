@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from glmft.data.encode import EncodingReport, Example, LazyRows, Rules, encode_records
-from glmft.data.formats import Options, RawChunk, Rejected, good_records, raw_chunks
+from glmft.data.formats import RawChunk, Rejected, good_records, raw_chunks
+from glmft.data.record import Options
 from glmft.data.seal import ROWS, SUMMARY, DamagedCache, require_rows, require_seal, schema, seal
 from glmft.errors import DataError, one_line
 from glmft.files import digest_of, new_folder, write_json
 
-LAYOUT = 3  # raise it when rows come out differently
+LAYOUT = 4  # raise it when rows come out differently
 CHUNK = 1000  # records that a process encodes at a time
 FEW = 20_000  # so many records are encoded sooner by this process alone
 
@@ -39,11 +40,12 @@ class Recipe:
 
 @dataclass
 class Chunk:
-    """What a process made of some records; `table` holds the rows."""
+    """What a process made of some records of one format; `table` holds the rows."""
 
     table: Any
     report: EncodingReport
     rejected: list[tuple[str, str]]
+    format_name: str = ""
 
 
 class CachedRows(LazyRows):
@@ -68,6 +70,7 @@ class CachedRows(LazyRows):
             self.lengths: list[int] = self.table.data.column("length").to_pylist()
             self.report = EncodingReport(**summary["report"], lengths=self.lengths)
             self.rejected = [(place, reason) for place, reason in summary["rejected"]]
+            self.formats = [str(name) for name in summary["formats"]]
         except DamagedCache:
             raise
         except Exception as error:  # Arrow has a class for each kind of harm
@@ -163,7 +166,7 @@ def build(
     from datasets.arrow_writer import ArrowWriter
     from tqdm import tqdm
 
-    report, rejected, seen = EncodingReport(), Rejected(recipe.options), {}
+    report, rejected, seen, formats = EncodingReport(), Rejected(recipe.options), {}, set()
     try:
         with new_folder(folder) as aside:
             columns = Features.from_arrow_schema(schema())
@@ -173,13 +176,14 @@ def build(
                     bar.update(chunk.report.read)
                     rejected.add(chunk.rejected)
                     report.add(chunk.report)
+                    formats.add(chunk.format_name)
                     writer.write_table(chunk.table)
                 writer.finalize()
             require_unchanged(digests, {**seen, **digests_of([Path(tokenizer.vocab_file)])})
             rejected.check(report.read, files)
             report.require_rows(recipe.rules.lengths)
             counts = {name: value for name, value in asdict(report).items() if name != "lengths"}
-            summary = {"report": counts, "rejected": rejected.reasons}
+            summary = {"report": counts, "rejected": rejected.reasons, "formats": sorted(formats)}
             write_json(aside / SUMMARY, summary)
             seal(aside)
     except OSError as error:
@@ -227,7 +231,7 @@ def encode_chunk(raw: RawChunk, recipe: Recipe, tokenizer: Any) -> Chunk:
     records = good_records(raw, recipe.options, rejected)
     encoded = encode_records(records, tokenizer, recipe.rules, rejected)
     encoded.report.lengths = []
-    return Chunk(as_table(encoded.rows), encoded.report, rejected)
+    return Chunk(as_table(encoded.rows), encoded.report, rejected, raw.format_name)
 
 
 def as_table(rows: Sequence[Example]) -> Any:

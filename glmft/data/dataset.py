@@ -8,8 +8,9 @@ from typing import Any
 
 from glmft.data.cache import Recipe, cached_rows
 from glmft.data.encode import Example, LazyRows, Lengths, Rules
-from glmft.data.formats import Options, Record, read_records
+from glmft.data.formats import described, read_records
 from glmft.data.packing import PackedRows, pack
+from glmft.data.record import Options, Record
 from glmft.data.shortfall import Shortfall, shortfalls
 from glmft.errors import DataError
 from glmft.files import write_lines
@@ -74,8 +75,13 @@ def lengths_of(settings: DataSettings, family: str, is_skip: bool = False) -> Le
 
 
 def read_all(sources: Sequence[Source], settings: DataSettings) -> tuple[list[Record], list[tuple[str, str]]]:
-    """Records of all sources, and what was refused. Raises DataError."""
+    """Records of all sources, each of which asks something, and what was refused. Raises DataError."""
     records, rejected = read_records([file for source in sources for file in source.files], options_of(settings))
+    if text := next((record for record in records if record.is_text), None):
+        raise DataError(
+            f"{text.place}: is plain text, which asks nothing; to have it answered, give records with a question, or "
+            "name its column with --prompt_column"
+        )
     return records, rejected.reasons
 
 
@@ -97,7 +103,9 @@ def load_rows(
     weighted = sources[0].weight is not None
     groups = [source.files for source in sources] if weighted else [[f for source in sources for f in source.files]]
     parts = [cached_rows(files, recipe, tokenizer, cache, workers) for files in groups]
-    lines = [line for part in parts for line in part.report.lines()]
+    names = sorted({name for part in parts for name in part.formats})
+    formats = ", ".join(described(name, recipe.options) for name in names)
+    lines = [f"data: read as {formats}", *(line for part in parts for line in part.report.lines())]
     rejected = [refused for part in parts for refused in part.rejected]
     lost = shortfalls([part.report for part in parts], lengths, len(rejected))
     if rejected:

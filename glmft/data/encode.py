@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, TypeVar
 
-from glmft.data.formats import Record
+from glmft.data.record import Record
 from glmft.data.templates import (
     ExtraLengths,
     Row,
@@ -89,6 +89,8 @@ class EncodingReport:
     empty_answers: int = 0
     dropped: int = 0
     nothing_learned: int = 0
+    texts: int = 0
+    split_texts: int = 0
     tokens: int = 0
     supervised: int = 0
     longest: int = 0
@@ -138,6 +140,8 @@ class EncodingReport:
             "dialogues cut to their newest turns": self.cut_turns,
             "answers empty (the end token alone is learned)": self.empty_answers,
             "left out with nothing to learn": self.nothing_learned,
+            "documents of plain text, learned whole": self.texts,
+            "of them split into several rows": self.split_texts,
         }
         return [
             f"data: {self.read} records read, {self.kept} rows kept, {self.dropped} dropped as too long, "
@@ -276,7 +280,29 @@ def encode_record(record: Record, tokenizer: Any, rules: Rules, report: Encoding
         raise DataError(f"{record.place}: {error}") from None
 
 
+def document_rows(text: str, tokenizer: Any, max_len: int, place: str) -> list[Example]:
+    """A document for continued pre-training, in as many rows as it takes: nothing is cut off.
+
+    Every row starts with [gMASK] sop, as in pre-training, and all behind them has a label; the document's end token
+    stands in the last row, never alone. Raises ValueError if no row has room for text.
+    """
+    start = tokenizer.prefix_ids
+    room = max_len - len(start)
+    if room < 2:
+        raise ValueError(f"--max_len {max_len} leaves no room for text behind its {len(start)} special tokens")
+    ids = [*tokenizer.encode_text(text), tokenizer.eos_token_id]
+    pieces = [ids[first : first + room] for first in range(0, len(ids), room)]
+    if len(pieces) > 1 and len(pieces[-1]) == 1:
+        pieces[-1].insert(0, pieces[-2].pop())
+    return [Example([*start, *piece], ((len(start), len(start) + len(piece)),), place) for piece in pieces]
+
+
 def _rows_of(record: Record, tokenizer: Any, rules: Rules, report: EncodingReport) -> list[Example]:
+    if record.is_text:
+        rows = document_rows(record.messages[0]["content"], tokenizer, rules.lengths.max_len, record.place)
+        report.texts += 1
+        report.split_texts += len(rows) > 1
+        return rows
     lengths, template, examples = rules.lengths, rules.template, []
     conversations = learned_conversations(tokenizer, record.messages, template, rules.loss_on)
     if conversations and template == "default" and not tokenizer.has_roles:

@@ -1,63 +1,36 @@
 """What users hold, as one thing: a conversation. Records are checked here, so that no bad one reaches the model."""
 
 import contextlib
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from glmft.data.dialogues import conversations, listed, messages, sharegpt
+from glmft.data.nearest import CONTENT, column_flags, unknown
 from glmft.data.read import raw_records, value_of
+from glmft.data.record import (
+    TEXT,
+    Message,
+    Options,
+    Record,
+    assistant,
+    history,
+    require_object,
+    string,
+    system,
+    user,
+)
 from glmft.errors import LONGEST_LINE, DataError, shortened
-from glmft.reading import parse_json
 
 MOST_PROBLEMS = 5
-ROLES = ("system", "user", "assistant", "observation")
-Message = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Record:
-    """One example.
-
-    Args:
-        messages: of `role` and `content`; perhaps with `metadata` (the tool that an assistant calls), `loss` (whether
-            it is learned; None: no flag), `arguments` (of that call), `tools` (described in a system message, then
-            without content).
-        place: FILE:LINE.
-    """
-
-    messages: tuple[Message, ...]
-    place: str
-
-    @property
-    def question(self) -> list[Message]:
-        """All messages before the last answer."""
-        return list(self.messages[:-1] if self.messages[-1]["role"] == "assistant" else self.messages)
-
-    @property
-    def answer(self) -> str:
-        last = self.messages[-1]
-        return last["content"] if last["role"] == "assistant" else ""
+NAME_THEM = "name the columns with --prompt_column and --response_column"
 
 
 def single(query: str, answer: str, place: str = "") -> Record:
     """A record of one question and its answer."""
-    return Record(({"role": "user", "content": query}, {"role": "assistant", "content": answer}), place)
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to read records; the fields are flags of the same names."""
-
-    data_format: str = "auto"
-    input_separator: str = ""
-    prompt_column: str | None = None
-    response_column: str | None = None
-    history_column: str | None = None
-    source_prefix: str = ""
-    on_bad_record: str = "error"
+    return Record((user(query), assistant(answer)), place)
 
 
 @dataclass
@@ -85,8 +58,17 @@ class Rejected:
             raise DataError(f"{', '.join(map(str, files))}: holds no record")
 
     def error(self) -> DataError:
-        """The first few reasons."""
-        return DataError([reason for _, reason in self.reasons[:MOST_PROBLEMS]])
+        """The first few reasons, each once, with the places that it is true of."""
+        places: dict[str, list[str]] = {}
+        for place, reason in self.reasons[:MOST_PROBLEMS]:
+            places.setdefault(reason.removeprefix(place), []).append(place)
+        return DataError([f"{first}{reason}{_also_at(more)}" for reason, (first, *more) in places.items()])
+
+
+def _also_at(places: list[str]) -> str:
+    """What a reason that is true of several records ends with."""
+    numbers = ", ".join(place.rpartition(":")[2].strip().removeprefix("record ") for place in places)
+    return f"; the same at {numbers}" if places else ""
 
 
 @dataclass(frozen=True)
@@ -171,60 +153,69 @@ def _known_formats(place: str, raw: Any, options: Options) -> str | None:
 # ---------------------------------------------------------------------------------------------------- formats
 
 
-def detect(value: Any, options: Options) -> str:
-    """The format of a record by its keys; of a file, by its first good record."""
-    if options.data_format != "auto":
-        return options.data_format
-    if not isinstance(value, dict):
-        raise DataError(f"a {type(value).__name__}, not an object with instruction, input, output")
-    if options.prompt_column or options.response_column:
-        return "pairs"
-    for name, form in FORMATS.items():
-        if set(form.keys) & value.keys():
-            return name
-    known = "; ".join(f"{name} ({', '.join(form.keys)})" for name, form in FORMATS.items())
-    raise DataError(f"an object with {', '.join(value) or 'nothing'}: of no known format. There are {known}")
-
-
 def triples(value: Any, options: Options) -> tuple[Message, ...]:
-    """instruction, input (may be absent, null or empty), output, and perhaps a history of pairs."""
-    _object(value, "instruction, input, output")
+    """instruction, input (may be absent, null or empty), output, and perhaps a history of pairs and a system text."""
+    require_object(value, "instruction, input, output")
     for key in ("instruction", "output"):
         if key not in value:
-            raise DataError(f"{key!r} is missing; every record needs instruction, input, output")
-    instruction, given = _string(value["instruction"], "instruction"), _string(value.get("input") or "", "input")
+            why = f"{key!r} is missing; every record needs instruction, input, output"
+            raise DataError(why + column_flags(value, "; or give {}"))
+    instruction, given = string(value["instruction"], "instruction"), string(value.get("input") or "", "input")
     query = instruction + (options.input_separator if instruction and given else "") + given
     if not query.strip():
         raise DataError("instruction and input are both empty")
-    return (*_history(value.get("history")), _user(query), _assistant(_string(value["output"], "output")))
+    answer = string(value["output"], "output")
+    return (*system(value), *history(value.get("history")), user(query), assistant(answer))
 
 
 def pairs(value: Any, options: Options) -> tuple[Message, ...]:
     """A prompt and a response in columns of any name, and perhaps a history of pairs; ADGEN's by default."""
-    prompt, response = options.prompt_column or "content", options.response_column or "summary"
-    _object(value, f"{prompt}, {response}")
+    prompt, response = "content", "summary"
+    if options.prompt_column or options.response_column:  # the other one is the first that is there
+        there = value.keys() - {options.prompt_column, options.response_column} if isinstance(value, dict) else ()
+        prompt = next((key for key in CONTENT if key in there), prompt)
+        response = next((key for key in CONTENT.values() if key in there), response)
+    return _asked_and_answered(value, prompt, response, options, options.history_column)
+
+
+def columns(prompt: str, response: str) -> "Reader":
+    """A format of two columns, perhaps with `history` and `system` beside them."""
+
+    def read(value: Any, options: Options) -> tuple[Message, ...]:
+        require_object(value, f"{prompt}, {response}")
+        rounds = _asked_and_answered(value, prompt, response, options, options.history_column or "history")
+        return (*system(value), *rounds)
+
+    return read
+
+
+def _asked_and_answered(
+    value: Any, prompt: str, response: str, options: Options, earlier: str | None
+) -> tuple[Message, ...]:
+    prompt, response = options.prompt_column or prompt, options.response_column or response
+    require_object(value, f"{prompt}, {response}")
     for key in (prompt, response):
         if key not in value:
-            raise DataError(f"{key!r} is missing; name the columns with --prompt_column and --response_column")
-        if not _string(value[key], key):
+            flags = column_flags(value, "give {}", but=key)
+            raise DataError(f"{key!r} is missing; {flags or NAME_THEM}")
+        if not string(value[key], key):
             raise DataError(f"{key!r} is empty")
-    history = _history(value.get(options.history_column)) if options.history_column else ()
-    return (*history, _user(options.source_prefix + value[prompt]), _assistant(value[response]))
+    rounds = history(value.get(earlier)) if earlier else []
+    return (*rounds, user(options.source_prefix + value[prompt]), assistant(value[response]))
 
 
-def conversations(value: Any, options: Options) -> tuple[Message, ...]:
-    """ChatGLM3's fine-tuning format: `conversations` of messages, and perhaps `tools`."""
-    _object(value, "conversations")
-    return _dialogue(value, "conversations")
+def plain_text(value: Any, options: Options) -> tuple[Message, ...]:
+    """A document for continued pre-training: nothing is asked, all of it is learned."""
+    key = options.response_column or "text"
+    require_object(value, key)
+    if key not in value:
+        raise DataError(f"{key!r} is missing; name the text's column with --response_column")
+    if not string(value[key], key).strip():
+        raise DataError(f"{key!r} is empty")
+    return ({"role": TEXT, "content": value[key]},)
 
 
-def messages(value: Any, options: Options) -> tuple[Message, ...]:
-    """`messages` as OpenAI's and ZhipuAI's services and GLM-4's fine-tuning take them.
-
-    Tool calls and ChatGLM3's tool messages too; a message may have `metadata` and `tools`, as GLM-4's have.
-    """
-    _object(value, "messages")
-    return _dialogue(value, "messages")
+Reader = Callable[[Any, Options], tuple[Message, ...]]
 
 
 @dataclass(frozen=True)
@@ -233,158 +224,63 @@ class Format:
 
     Args:
         messages: the conversation that a record's value stands for; raises DataError.
-        keys: a record that has one of them is of this format.
+        keys: a record that has all of them is of this format, else one that has some of them.
+        inside: the messages that the first of these keys lists have one of these keys.
     """
 
-    messages: Callable[[Any, Options], tuple[Message, ...]]
+    messages: Reader
     keys: tuple[str, ...]
+    inside: tuple[str, ...] = ()
+
+    def has(self, value: dict[str, Any], how: Callable[[Iterable[bool]], bool]) -> bool:
+        """Whether a record shows this format, by `all` or by `any` of the keys."""
+        if not how(key in value for key in self.keys):
+            return False
+        if not self.inside:
+            return True
+        with contextlib.suppress(DataError):
+            first = listed(value, next(key for key in self.keys if key in value))[0]
+            return isinstance(first, dict) and any(key in first for key in self.inside)
+        return False
 
 
-# In the order in which a record's keys are compared. To add one, write its function and a line here, and its name into
-# `DATA_FORMATS` of the settings.
+# A record's keys are compared with the last line first. To add a format, write its function and a line here, and its
+# name into `DATA_FORMATS` of the settings.
 FORMATS = {
-    "conversations": Format(conversations, ("conversations",)),
-    "messages": Format(messages, ("messages",)),
-    "triples": Format(triples, ("instruction", "output")),
+    "text": Format(plain_text, ("text",)),
     "pairs": Format(pairs, ("content", "summary")),
+    "question": Format(columns("question", "answer"), ("question", "answer")),
+    "prompt": Format(columns("prompt", "response"), ("prompt", "response")),
+    "query": Format(columns("query", "response"), ("query", "response")),
+    "triples": Format(triples, ("instruction", "output")),
+    "messages": Format(messages, ("messages",)),
+    "conversations": Format(conversations, ("conversations",)),
+    "sharegpt": Format(sharegpt, ("conversations",), ("from", "value")),
 }
 
 
-def _dialogue(value: dict[str, Any], key: str) -> tuple[Message, ...]:
-    if key not in value:
-        raise DataError(f"{key!r} is missing")
-    if not isinstance(value[key], list) or not value[key]:
-        raise DataError(f"{key!r} is {'empty' if value[key] == [] else 'no list of messages'}")
-    messages: list[Message] = []
-    of_services = key == "messages"
-    if "tools" in value and not (of_services and value["tools"] is None):
-        messages.append({"role": "system", "tools": value["tools"]})
-    for number, message in enumerate(value[key], 1):
-        try:
-            messages += _tools_of(message) if of_services else []
-            messages += _messages(message, of_services)
-        except DataError as error:
-            raise DataError(f"message {number}: {error.problems[0]}") from None
-    return tuple(messages)
+def detect(value: Any, options: Options) -> str:
+    """The format of a record by its keys; of a file, by its first good record."""
+    if options.data_format != "auto":
+        return options.data_format
+    require_object(value, "instruction, input, output")
+    if options.prompt_column or options.response_column:
+        return "pairs"
+    *asking, text = reversed(FORMATS.items())
+    for how, chosen in ((all, asking), (any, asking), (all, [text])):
+        for name, form in chosen:
+            if form.has(value, how):
+                return name
+    raise DataError(unknown(value, {name: form.keys for name, form in FORMATS.items()}))
 
 
-def _tools_of(message: Any) -> list[Message]:
-    """The system message that tells of a message's `tools`."""
-    if not isinstance(message, dict) or "tools" not in message:
-        return []
-    if not isinstance(message["tools"], list):
-        raise DataError("'tools' of a message is no list; leave it out where there are none")
-    return [{"role": "system", "tools": message["tools"]}]
-
-
-def _messages(message: Any, of_services: bool) -> list[Message]:
-    """The messages that one of a file stands for: a tool message is a call and what came of it."""
-    _object(message, "role, content")
-    role = message.get("role")
-    if role == "tool":
-        return _observation(message) if "content" in message and "parameters" not in message else _tool(message)
-    if role not in ROLES:
-        raise DataError(f"role {role!r} is none of {', '.join(ROLES)}, tool")
-    calls = message.get("tool_calls")
-    if role == "assistant" and calls:
-        return _calls(message, calls)
-    if "content" not in message:
-        raise DataError(f"'content' of a message of {role} is missing")
-    content = message["content"]
-    if role == "assistant" and isinstance(content, dict | list):
-        raise DataError("'content' is no string; conversations with the code interpreter are not supported")
-    if content is None and "tools" in message and of_services:
-        return []
-    built: Message = {"role": role, "content": _string(content, "content")}
-    if built["content"] == "" and "tools" in message and of_services:
-        return []
-    if of_services and "metadata" in message:
-        built["metadata"] = _string(message["metadata"], "metadata")
-    if role in ("assistant", "observation"):
-        built["loss"] = _flag(message)
-    return [built]
-
-
-def _tool(message: dict[str, Any]) -> list[Message]:
-    """ChatGLM3's `tool`: the assistant's call as Python text, then the observation, which is never learned."""
-    name = _string(message.get("name"), "name")
-    call = {**_call(name, message.get("parameters")), "loss": _flag(message)}
-    observed = message.get("observation")
-    text = observed if isinstance(observed, str) else json.dumps(observed, ensure_ascii=False)
-    return [call, {"role": "observation", "content": text, "loss": False}]
-
-
-def _calls(message: dict[str, Any], calls: Any) -> list[Message]:
-    """An assistant's `tool_calls`, each a message; text beside them comes first."""
-    built: list[Message] = []
-    if message.get("content"):
-        built.append({"role": "assistant", "content": _string(message["content"], "content"), "loss": _flag(message)})
-    for call in calls if isinstance(calls, list) else [None]:
-        function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict):
-            raise DataError("'tool_calls' must be a list of objects with a function of name and arguments")
-        arguments = function.get("arguments", {})
-        if isinstance(arguments, str):
-            try:
-                arguments = parse_json(arguments or "{}")
-            except ValueError:
-                raise DataError("'arguments' of a tool call are no JSON object") from None
-        built.append({**_call(_string(function.get("name"), "name"), arguments), "loss": _flag(message)})
-    return built
-
-
-def _call(name: str, parameters: Any) -> Message:
-    if not isinstance(parameters, dict):
-        raise DataError(f"the parameters of tool {name!r} are a {type(parameters).__name__}, not an object")
-    arguments = ", ".join(f"{key}={value!r}" for key, value in parameters.items())
-    text = f"```python\ntool_call({arguments})\n```"  # as ChatGLM3 has a call; GLM-4 takes the arguments
-    return {"role": "assistant", "metadata": name, "content": text, "arguments": parameters}
-
-
-def _observation(message: dict[str, Any]) -> list[Message]:
-    """OpenAI's `tool`: what a call came to."""
-    return [{"role": "observation", "content": _string(message["content"], "content"), "loss": False}]
-
-
-def _flag(message: dict[str, Any]) -> bool | None:
-    """`loss` as ChatGLM3 reads it: through int(), so 0.5 and "0" mean no."""
-    if "loss" not in message:
-        return None
-    try:
-        return bool(int(message["loss"]))
-    except (TypeError, ValueError, OverflowError):
-        raise DataError(f"'loss' is {message['loss']!r}; give true or false") from None
-
-
-def _history(value: Any) -> list[Message]:
-    """Earlier rounds; they are not learned."""
-    if value is None:
-        return []
-    good = isinstance(value, list) and all(
-        isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(t, str) for t in pair) for pair in value
-    )
-    if not good:
-        raise DataError("the history is no list of [question, answer] pairs")
-    return [m for question, answer in value for m in (_user(question), {**_assistant(answer), "loss": False})]
-
-
-def _user(content: str) -> Message:
-    return {"role": "user", "content": content}
-
-
-def _assistant(content: str) -> Message:
-    return {"role": "assistant", "content": content}
-
-
-def _object(value: Any, keys: str) -> None:
-    if not isinstance(value, dict):
-        raise DataError(f"a {type(value).__name__}, not an object with {keys}")
-
-
-def _string(value: Any, key: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"{key!r} is {'null' if value is None else f'a {type(value).__name__}'}, not a string")
-    return value
+def described(format_name: str, options: Options) -> str:
+    """A format, and the keys that show it or the columns that were named."""
+    form = FORMATS.get(format_name, FORMATS["pairs"])
+    inside = f" of {', '.join(form.inside)}" if form.inside else ""
+    named = ", ".join(column for column in (options.prompt_column, options.response_column) if column)
+    learned = "; continued pre-training, all of it is learned" if form.messages is plain_text else ""
+    return f"{format_name} ({named or ', '.join(form.keys)}{inside}{learned})"
 
 
 def _checked(messages: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -21,7 +21,10 @@ TUNERS = {
     "prompt": "glmft.tuners.prompt.Prompt",
     "lora": "glmft.tuners.lora.Lora",
 }
-DATA_FORMATS = ("auto", "triples", "pairs", "conversations", "messages")
+DATA_FORMATS = (
+    *("auto", "triples", "pairs", "query", "prompt", "question"),
+    *("conversations", "messages", "sharegpt", "text"),
+)
 TEMPLATES = ("default", "reference", "raw")
 WATCHED = ("eval_loss", "rouge-1", "rouge-2", "rouge-l", "bleu-4", "f1")
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")

@@ -7,7 +7,13 @@ from pathlib import Path
 from glmft.errors import ConfigError
 
 SMALLEST_WEIGHT, LARGEST_WEIGHT = 1e-9, 1e9
-ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+TABLES, PACKED = (".csv", ".tsv", ".parquet", ".arrow"), (".json.gz", ".jsonl.gz", ".csv.gz", ".tsv.gz")
+ENDINGS = (".json", ".jsonl", *TABLES, *PACKED)
+ABOUT_DATA = ("dataset_info.json", "dataset_infos.json")  # no records, whoever wrote them
+# What shows a folder that `datasets` saved, and which of its splits a flag means, the likeliest first.
+SAVED, SAVED_SPLITS, LEFT_BY_MAPS = "state.json", "dataset_dict.json", ("cache-", "tmp")
+TRAIN, VALIDATION, TEST = ("train",), ("validation", "valid", "val", "dev", "eval"), ("test",)
+SPLITS = {"--val_path": (*VALIDATION, *TEST), "--test_path": (*TEST, *VALIDATION)}
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,8 @@ class Source:
 def find_sources(text: str, flag: str = "--train_path") -> list[Source]:
     """`a.json`, a folder, `data/*.jsonl`, `a.json,b.json`, or `a.json:0.7,b.json:0.3`.
 
+    Of a folder that `datasets` saved with several splits, the one that the flag means.
+
     Raises:
         ConfigError: one line for each part that names nothing, or weights that are not all positive numbers.
     """
@@ -28,9 +36,9 @@ def find_sources(text: str, flag: str = "--train_path") -> list[Source]:
     parts = [text] if Path(text).exists() and text else [p.strip() for p in text.split(",") if p.strip()] or [""]
     for part in parts:
         name, weight = _split_weight(part)
-        files = _files(name)
+        files = _files(name, flag)
         if not files:
-            problems.append(f"{flag} {name}: {_why_none(name)}")
+            problems.append(f"{flag} {name}: {_why_none(name, flag)}")
         if weight is not None and not SMALLEST_WEIGHT <= weight <= LARGEST_WEIGHT:
             rule = f"a positive number, from {SMALLEST_WEIGHT:g} to {LARGEST_WEIGHT:g}"
             problems.append(f"{flag} {part}: the weight must be {rule}")
@@ -51,18 +59,40 @@ def _split_weight(part: str) -> tuple[str, float | None]:
         return part, None
 
 
-def _files(name: str) -> list[Path]:
+def _files(name: str, flag: str) -> list[Path]:
     path = Path(name)
     if not name:
         return []
     if path.is_dir():
-        return sorted(p for p in path.iterdir() if p.is_file() and p.name.endswith(ENDINGS))
+        path = _split(path, flag) if (path / SAVED_SPLITS).is_file() else path
+        return _files_of(path) if path else []
     if path.is_file():
         return [path]
     return sorted(Path(p) for p in glob.glob(name) if Path(p).is_file())
 
 
-def _why_none(name: str) -> str:
-    if name and Path(name).is_dir():
-        return f"a folder without any file that ends in {', '.join(ENDINGS)}"
-    return "matches no file" if glob.has_magic(name) else "no such file"
+def _files_of(folder: Path) -> list[Path]:
+    there = sorted(path for path in folder.iterdir() if path.is_file() and path.name.endswith(ENDINGS))
+    if (folder / SAVED).is_file():
+        return [path for path in there if path.suffix == ".arrow" and not path.name.startswith(LEFT_BY_MAPS)]
+    return [path for path in there if path.name not in ABOUT_DATA]
+
+
+def _split(folder: Path, flag: str) -> Path | None:
+    """The split of a saved folder that a flag means; the only one there is; else None."""
+    splits = {path.name: path for path in sorted(folder.iterdir()) if (path / SAVED).is_file()}
+    meant = (splits[name] for name in SPLITS.get(flag, TRAIN) if name in splits)
+    return next(meant, next(iter(splits.values())) if len(splits) == 1 else None)
+
+
+def _why_none(name: str, flag: str) -> str:
+    folder = Path(name)
+    if not name or not folder.is_dir():
+        return "matches no file" if glob.has_magic(name) else "no such file"
+    inside = sorted(path for path in folder.iterdir() if path.is_dir())
+    if (folder / SAVED_SPLITS).is_file() and inside:
+        there = ", ".join(path.name for path in inside)
+        return f"has no split called {' or '.join(SPLITS.get(flag, TRAIN))}; name the folder of one of {there}"
+    below = next((path for path in inside if any(p.name.endswith(ENDINGS) for p in path.iterdir())), None)
+    hint = f"; {below} has some: name it, or files of it, as {below}/train*" if below else ""
+    return f"a folder without any file that ends in {', '.join(ENDINGS)}{hint}"

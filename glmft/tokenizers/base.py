@@ -262,7 +262,10 @@ def rounds_of(messages: Sequence[Message], family: str) -> tuple[list[tuple[str,
     """
     for i, message in enumerate(messages):
         if message.get("role") != ("assistant" if i % 2 else "user"):
-            raise ValueError(f"message {i} has role {message.get('role')!r}; {family} takes user and assistant in turn")
+            mend = "; put its text into the first question" if message.get("role") == "system" else ""
+            raise ValueError(
+                f"message {i} has role {message.get('role')!r}; {family} takes user and assistant in turn{mend}"
+            )
     texts = [message.get("content") or "" for message in messages]
     if not texts:
         raise ValueError("the conversation is empty")

@@ -143,13 +143,9 @@ def test_the_fifth_bad_record_ends_the_reading_where_none_may_be(many_bad, token
     monkeypatch.setattr(module, "encode_chunk", lambda *args: encoded_chunks.append(args) or encode(*args))
     with pytest.raises(DataError) as caught:
         cached_rows([many_bad], recipe(), tokenizer, tmp_path / "cache", 1)
-    assert [problem.split(": ")[0].rsplit(":", 1)[1] for problem in caught.value.problems] == [
-        "3",
-        "6",
-        "9",
-        "12",
-        "15",
-    ]
+    [problem] = caught.value.problems
+    assert problem.startswith(f"{many_bad}:3: ")
+    assert problem.endswith("; the same at 6, 9, 12, 15")
     assert len(encoded_chunks) == 4  # lines 1 to 16
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
 

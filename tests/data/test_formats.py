@@ -3,8 +3,10 @@ import json
 
 import pytest
 
-from glmft.data.formats import MOST_PROBLEMS, Options, read_records
+from glmft.data.formats import FORMATS, detect, read_records
+from glmft.data.record import Options
 from glmft.errors import DataError
+from glmft.settings.config import DATA_FORMATS
 
 GOOD = {"instruction": "抽取：", "input": "风扇不转。", "output": "风扇_部件故障_不转"}
 
@@ -126,6 +128,103 @@ def test_a_format_can_be_said(tmp_path):
     assert one(tmp_path, value, data_format="pairs") == [("user", "a"), ("assistant", "b")]
 
 
+def test_the_flag_knows_every_format():
+    assert set(DATA_FORMATS) == {"auto", *FORMATS}
+
+
+@pytest.mark.parametrize(("asked", "answered"), [("query", "response"), ("prompt", "response"), ("question", "answer")])
+def test_two_columns_with_what_may_stand_beside_them(asked, answered, tmp_path):
+    row = {asked: "问", answered: "答"}
+    assert one(tmp_path, row) == [("user", "问"), ("assistant", "答")]
+    more = {**row, "system": "你是助手", "history": [["前", "后"]]}
+    texts = [("system", "你是助手"), ("user", "前"), ("assistant", "后"), ("user", "问"), ("assistant", "答")]
+    assert one(tmp_path, more) == texts
+    assert one(tmp_path, {**row, "system": None, "history": None, "id": 7}) == [("user", "问"), ("assistant", "答")]
+
+
+def test_sharegpt_with_a_tool_as_llama_factory_writes_it(tmp_path):
+    value = {
+        "conversations": [
+            {"from": "human", "value": "热吗"},
+            {"from": "function_call", "value": '{"name": "查", "arguments": {"城": "京"}}'},
+            {"from": "observation", "value": "3 度"},
+            {"from": "gpt", "value": "不热"},
+        ],
+        "system": "你是助手",
+        "tools": '[{"name": "查", "parameters": {}}]',
+    }
+    [record] = read_records(file(tmp_path, json.dumps(value)))[0]
+    tools, system, user, called, observed, answer = record.messages
+    assert tools == {"role": "system", "tools": [{"name": "查", "parameters": {}}]}
+    assert (system["content"], user["content"], answer["content"]) == ("你是助手", "热吗", "不热")
+    assert (called["metadata"], called["arguments"], observed["loss"]) == ("查", {"城": "京"}, False)
+    as_services = {"messages": [{"role": "user", "content": "热吗"}, {"role": "assistant", "content": "不热"}]}
+    plain = {"conversations": [value["conversations"][0], value["conversations"][3]], "system": "", "tools": ""}
+    assert one(tmp_path, plain) == one(tmp_path, as_services)
+
+
+def test_several_calls_of_sharegpt_are_a_message_each(tmp_path):
+    calls = [{"name": "f", "arguments": {"a": i}} for i in range(2)]
+    spoken = [{"from": "human", "value": "q"}, {"from": "function_call", "value": json.dumps(calls)}]
+    [record] = read_records(file(tmp_path, json.dumps({"conversations": spoken})))[0]
+    assert [m["arguments"] for m in record.messages[1:]] == [{"a": 0}, {"a": 1}]
+
+
+def test_plain_text_is_one_message_which_asks_nothing(tmp_path):
+    [record] = read_records(file(tmp_path, '{"text": " 云\\n川 ", "id": 3}'))[0]
+    assert record.is_text
+    assert record.messages == ({"role": "text", "content": " 云\n川 "},)
+    assert one(tmp_path, {"body": "云"}, data_format="text", response_column="body") == [("text", "云")]
+
+
+@pytest.mark.parametrize(
+    ("record", "name"),
+    [
+        ({"instruction": "a", "input": "", "output": "b", "text": "a b"}, "triples"),
+        ({"prompt": "a", "messages": [{"role": "user", "content": "a"}]}, "messages"),
+        ({"prompt": "a", "response": "b", "instruction": "c"}, "prompt"),
+        ({"title": "a", "text": "b"}, "text"),
+        ({"conversations": [{"role": "user", "content": "a"}]}, "conversations"),
+        ({"conversations": '[{"from": "human", "value": "a"}]'}, "sharegpt"),
+    ],
+)
+def test_a_record_is_of_the_format_whose_keys_it_has_all(record, name):
+    assert detect(record, Options()) == name
+
+
+@pytest.mark.parametrize(
+    ("record", "mend"),
+    [
+        ({"ask": "a", "reply": "b"}, "--prompt_column ask --response_column reply would map it"),
+        ({"问题": "a", "标准答案": "b", "id": 3}, "--prompt_column 问题 --response_column 标准答案 would map it"),
+        ({"x": "a", "y": "b"}, "--prompt_column x --response_column y would map it"),
+        ({"x": "a", "y": "b", "z": "c"}, "name its columns with --prompt_column and --response_column"),
+        ({"body": "a"}, "--data_format text --response_column body would read it as plain text"),
+        ({"data": [{"instruction": "a"}]}, "let the file hold that list alone"),
+        ({"dialog": [{"role": "user", "content": "a"}]}, "rename 'dialog' to 'messages'"),
+        ({"turns": [{"from": "human", "value": "a"}]}, "rename 'turns' to 'conversations'"),
+    ],
+)
+def test_what_is_not_understood_is_told_once_with_what_would_map_it(record, mend, tmp_path):
+    with pytest.raises(DataError) as error:
+        read_records(file(tmp_path, "\n".join([json.dumps(record)] * 9)))
+    [problem] = error.value.problems
+    assert mend in problem
+    assert "the nearest is " in problem
+    assert problem.endswith("; the same at 2, 3, 4, 5")
+
+
+def test_missing_columns_name_the_flags_that_map_what_is_there(tmp_path):
+    with pytest.raises(
+        DataError, match=r"'output' is missing; .*--prompt_column instruction --response_column response"
+    ):
+        one(tmp_path, {"instruction": "a", "response": "b"})
+    assert one(tmp_path, {"instruction": "a", "response": "b"}, prompt_column="instruction") == [
+        ("user", "a"),
+        ("assistant", "b"),
+    ]
+
+
 # ---------------------------------------------------------------------------------------------------- bad data
 
 
@@ -151,7 +250,15 @@ BAD = [
     (line(history={"a": "b"}), ":1: the history is no list of [question, answer] pairs"),
     ('{"input": "a", "output": "b"}', ":1: 'instruction' is missing"),
     ('{"instruction": "a"}', ":1: 'output' is missing"),
-    ('{"text": "a"}', ":1: an object with text: of no known format"),
+    ('{"body": "a", "n": 1}', ":1: an object with body, n: of no known format"),
+    ('{"text": " "}', ":1: 'text' is empty"),
+    ('{"query": "a"}', ":1: 'response' is missing"),
+    ('{"question": "", "answer": "b"}', ":1: 'question' is empty"),
+    ('{"prompt": "a", "response": "b", "system": 3}', ":1: 'system' is a int"),
+    ('{"conversations": [{"from": "robot", "value": "a"}]}', ":1: message 1: 'from' is 'robot', none of human"),
+    ('{"conversations": [{"from": "human", "value": null}]}', ":1: message 1: 'value' is null"),
+    ('{"conversations": [{"from": "function_call", "value": "f()"}]}', ":1: message 1: a call must be JSON"),
+    ('{"conversations": [{"from": "gpt", "value": "a"}], "tools": "x"}', ":1: 'tools' is no list of tools"),
     ('{"content": "a", "summary": null}', ":1: 'summary' is null"),
     ('{"content": "", "summary": "b"}', ":1: 'content' is empty"),
     ('{"instruction": "a", "output": "\\ud800"}', ":1: a text holds half a surrogate pair"),
@@ -201,9 +308,12 @@ def test_a_gz_that_is_none_is_named(content, tmp_path):
 
 
 def test_the_first_few_problems_come_together(tmp_path):
+    content = "\n".join(f'{{"instruction": {number}}}' if number % 2 else "17" for number in range(50))
     with pytest.raises(DataError) as error:
-        read_records(file(tmp_path, "\n".join(["17"] * 50)))
-    assert len(error.value.problems) == MOST_PROBLEMS
+        read_records(file(tmp_path, content))
+    ends = ["an object with instruction, input, output; the same at 3, 5", "instruction, input, output; the same at 4"]
+    assert len(error.value.problems) == len(ends)
+    assert all(problem.endswith(end) for problem, end in zip(error.value.problems, ends, strict=True))
 
 
 def test_bad_records_can_be_skipped_and_are_listed(tmp_path):
