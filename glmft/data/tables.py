@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from glmft.errors import DataError, one_line
 
-ROWS_AT_A_TIME = 128
+ROWS_AT_A_TIME, READ_AT_A_TIME = 128, 1 << 20
 LONGEST_LINE = 64 << 20  # in bytes
 DELIMITERS = (",", ";", "\t")  # a spreadsheet writes one of them, as its country has it
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -144,7 +144,7 @@ def arrow_records(file: IO[bytes], path: Path, kind: str) -> Iterator[tuple[str,
 def _parquet_batches(file: IO[bytes]) -> Iterator[Any]:
     from pyarrow.parquet import ParquetFile
 
-    table = ParquetFile(file, pre_buffer=False, memory_map=False)
+    table = ParquetFile(file, pre_buffer=False, buffer_size=READ_AT_A_TIME)  # not a whole column of a row group
     names = _readable(table.schema_arrow)
     yield from table.iter_batches(ROWS_AT_A_TIME, columns=names, use_threads=False)
 
