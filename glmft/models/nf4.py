@@ -57,7 +57,10 @@ def check_usable(given: Any, place: str) -> None:
     """Raises ConfigError if a `quantization_config` is of another library, or bitsandbytes is not installed."""
     method = as_dict(given).get("quant_method", "bitsandbytes")
     if method != "bitsandbytes":
-        raise ConfigError(f"{place}: quantised by {method!r}; of those only bitsandbytes is supported")
+        raise ConfigError(
+            f"{place}: is quantised by {method!r}; of such libraries only bitsandbytes is supported; take the "
+            "full-precision base, perhaps with --quantization_bit 4"
+        )
     if not is_installed():
         raise ConfigError(f"{place}: needs bitsandbytes, which is not installed; pip install 'glmft[quant]'")
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from glmft.device import giving_back_freed_memory
+from glmft.errors import CheckpointError
 from glmft.models.quantised import QuantisedLinear, quantise, quantised_layers
 from glmft.models.stored import is_of_prefix, require_fit, tied_names
 from glmft.weights import FLOATS, StoredTensors
@@ -60,8 +61,25 @@ def other_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, buffer) for name, buffer in model.named_buffers() if name not in of_layers]
 
 
+def require_told_quantisation(model: nn.Module, stored: StoredTensors, folder: Path) -> None:
+    """Raises CheckpointError if the weights are quantised in a way that config.json does not say."""
+    if any(name.endswith((".qweight", ".qzeros")) for name in stored):
+        raise CheckpointError(f"{folder}: is quantised by GPTQ or AWQ, which is not read; take the full-precision base")
+    scaled = [name.removesuffix("_scale") for name in stored if name.endswith(".weight_scale")]
+    if not scaled or any(True for _ in quantised_layers(model)):
+        return
+    whole = {name: p.shape[-1] for name, p in model.named_parameters()}
+    packs_two = any(name in stored and stored.shapes[name][-1] * 2 == whole.get(name) for name in scaled)
+    bits = 4 if packs_two else 8
+    raise CheckpointError(
+        f"{folder}: its weights are quantised (INT{bits}, {len(scaled)} layers), but config.json does not say so; copy "
+        f'the config.json that belongs to them, or put "quantization_bit": {bits} into it'
+    )
+
+
 def require_tensors(model: nn.Module, stored: StoredTensors, folder: Path) -> None:
     """Raises CheckpointError if a tensor is missing, too many, of another shape, or of no numbers to compute with."""
+    require_told_quantisation(model, stored, folder)
     needed = {name: list(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     for name, layer in quantised_layers(model):
         if f"{name}.weight_scale" in stored or f"{name}.weight" in stored.int8:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import operator
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from glmft.settings.sources import find_sources
 
 LARGEST, LONGEST_TEXT, LONGEST_NAME, MOST_ITERATIONS = 2**31, 4096, 255, 100
 STEPS = ("eval_steps", "show_loss_step", "save_model_step", "warmup_steps")
+# Attention backends that are libraries of their own: their modules, and how to install them.
+FLASH_ATTENTION = {
+    "flash_attention_2": ("flash_attn", "pip install flash-attn --no-build-isolation"),
+    "flash_attention_3": ("flash_attn_interface", "build it from hopper/ of github.com/Dao-AILab/flash-attention"),
+}
 KEEPS = {"at least": operator.ge, "more than": operator.gt, "at most": operator.le, "less than": operator.lt}
 
 
@@ -36,6 +42,7 @@ def check(config: TrainConfig) -> list[str]:
         problems.append(f"--resume {config.resume}: is neither yes nor the step of a checkpoint in --output_dir")
     if config.resume is not None and config.overwrite_output_dir:
         problems.append("--resume and --overwrite_output_dir exclude each other; give one")
+    problems += attention_problems(config.attn_implementation)
     problems += _validation_problems(config)
     problems += _tuner_problems(config)
     problems += range_problems(config)
@@ -70,6 +77,14 @@ def _data_problems(config: TrainConfig) -> list[str]:
     if config.val_path and config.val_ratio:
         problems.append("--val_path and --val_ratio exclude each other; give one")
     return problems
+
+
+def attention_problems(name: str) -> list[str]:
+    """A line if an attention backend is not installed."""
+    module, how = FLASH_ATTENTION.get(name, (None, ""))
+    if module is None or find_spec(module) is not None:
+        return []
+    return [f"--attn_implementation {name}: flash-attn is not installed; {how}, or leave the flag out for sdpa"]
 
 
 def _validation_problems(config: TrainConfig) -> list[str]:

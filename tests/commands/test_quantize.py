@@ -160,6 +160,20 @@ def test_merging_takes_the_base_in_floats_alone(four_bits, model_folder, adapter
     torch.testing.assert_close(merged(IDS).logits, tuned(input_ids=IDS).logits, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantised_weights_whose_config_does_not_say_so_are_called_quantised(bits, model_folder, tmp_path):
+    folder = tmp_path / "model"
+    quantize(QuantizeConfig(str(model_folder), bits, output_dir=str(folder)))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    del config["quantization_bit"]
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(CheckpointError) as error:
+        glmft.load(folder, device="cpu")
+    [problem] = error.value.problems
+    assert f"its weights are quantised (INT{bits}, " in problem
+    assert f'"quantization_bit": {bits}' in problem
+
+
 @pytest.mark.parametrize("quantization_bit", ["4", "8"])
 def test_tuners_of_the_bases_own_weights_are_refused_and_the_others_are_not(quantization_bit, model_folder):
     config = load_config(model_folder, quantization_bit=quantization_bit)

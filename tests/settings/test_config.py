@@ -159,3 +159,14 @@ def test_help_names_every_setting_and_imports_nothing_heavy(script):
     assert done.returncode == 0, done.stderr
     for field in dataclasses.fields(kind):
         assert "help" not in field.metadata or f"--{field.name}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "how"), [("flash_attention_2", "pip install flash-attn"), ("flash_attention_3", "build")]
+)
+def test_an_attention_library_that_is_not_installed_is_called_so_with_how_to_install_it(name, how, monkeypatch):
+    monkeypatch.setattr("glmft.settings.checks.find_spec", lambda module: None)
+    [problem] = check(parse("--attn_implementation", name))
+    assert problem.startswith(f"--attn_implementation {name}: flash-attn is not installed; {how}")
+    monkeypatch.setattr("glmft.settings.checks.find_spec", lambda module: module)
+    assert check(parse("--attn_implementation", name)) == []
