@@ -7,7 +7,7 @@ tokens of the whole step, so it does not depend on how the rows were split.
 
 import contextlib
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,10 @@ from glmft.training.failures import refusals_of_deepspeed
 from glmft.training.job import Batch, Job, count_supervised, make_batch, summed_loss
 from glmft.training.longest_batch import try_longest_batch
 from glmft.training.optim import learning_rate, make_optimizer, set_learning_rate
+from glmft.training.outcome import note_first_answer, outcome_of, sample_weights
+from glmft.training.plausible import Doubts
 from glmft.training.resuming import load_weights, restore, start_state
+from glmft.training.room import room_line
 from glmft.training.run_folder import begin
 from glmft.training.saving import TrainResult, save_and_stop, save_checkpoint, save_result
 from glmft.training.signals import StopSignals
@@ -43,6 +46,7 @@ def train(model: nn.Module, job: Job, resume_from: Path | None = None) -> TrainR
         Stopped: a signal asked for it; a checkpoint is saved.
     """
     config, world, plan = job.config, job.world, job.plan
+    began_with, doubts = sample_weights(model), Doubts(len(job.tokenizer))
     with same_fate():
         state = start_state(job, resume_from)
         if resume_from:
@@ -56,7 +60,9 @@ def train(model: nn.Module, job: Job, resume_from: Path | None = None) -> TrainR
     if resume_from:
         restore(engine, resume_from, state, job)
     begin(job, state)
-    tracker = Tracker(job.folder, world, state.step, state.total_steps, config.report_names, asdict(config))
+    note_first_answer(engine, state, job)
+    tracker = tracker_of(job, state)
+    tracker.warn(room_line(model, job, saves_to_come(state, plan, config)))
 
     engine.train()
     with StopSignals(world) as stop, contextlib.closing(tracker):
@@ -77,8 +83,10 @@ def train(model: nn.Module, job: Job, resume_from: Path | None = None) -> TrainR
                 raise bad_batch(problem, step + 1, window, rows, result.losses, job)
             state.add(result.loss, int(supervised), tokens=sum(job.rows.lengths[i] for i in window))
             tracker.advance()
+            tracker.warn(doubts.note(state.step, result.loss / supervised, gradient_norm(engine, result)))
             if is_log_step(state, config):
                 tracker.log_step(state.step, state.take(), rate, grad_norm(engine, result))
+                tracker.warn(doubts.of_gradients())
             if job.validation and is_eval_step(state, plan, config):
                 figures = evaluate(engine, job, stop)
                 if figures:  # none, if the run was asked to stop meanwhile
@@ -86,7 +94,13 @@ def train(model: nn.Module, job: Job, resume_from: Path | None = None) -> TrainR
                     note_best(state, figures, config)
             if is_save_step(state, plan, config):
                 save_checkpoint(engine, state, tracker, job)
-        return save_result(engine, state, tracker, job)
+        return save_result(engine, state, tracker, job, outcome_of(engine, began_with, state, job))
+
+
+def tracker_of(job: Job, state: TrainerState) -> Tracker:
+    settings, per_epoch = asdict(job.config), job.plan.steps_per_epoch
+    names = job.config.report_names
+    return Tracker(job.folder, job.world, state.step, state.total_steps, names, settings, per_epoch)
 
 
 @dataclass
@@ -149,9 +163,14 @@ def step_problem(result: StepResult, skipped: int, most_skipped: int) -> str | N
     return None
 
 
+def gradient_norm(engine: Any, result: StepResult) -> Any:
+    """Norm of the last step's gradient before clipping: a number, or a tensor that the host has not waited for."""
+    return engine.get_global_grad_norm() if result.norm is None else result.norm
+
+
 def grad_norm(engine: Any, result: StepResult) -> float | None:
-    """Norm of the last step's gradient before clipping; None after a step that was skipped."""
-    norm = float(engine.get_global_grad_norm() if result.norm is None else result.norm)
+    """The same as a number; None after a step that was skipped."""
+    norm = float(gradient_norm(engine, result))
     return norm if math.isfinite(norm) else None
 
 
@@ -164,6 +183,13 @@ def is_save_step(state: TrainerState, plan: Plan, config: TrainConfig) -> bool:
     """Every `save_model_step`, else at each epoch's end; when the watched metric was never better; and at the end."""
     regular = state.step % in_steps(config.save_model_step or plan.steps_per_epoch, state.total_steps) == 0
     return regular or is_over(state, config) or (config.save_best is not None and state.best_step == state.step)
+
+
+def saves_to_come(state: TrainerState, plan: Plan, config: TrainConfig) -> int:
+    """Checkpoints that are written from here on, but for those of a best metric."""
+    ahead = range(state.step + 1, state.total_steps + 1)
+    steps = (replace(state, step=step, waited=0, best_step=None) for step in ahead)
+    return sum(is_save_step(step, plan, config) for step in steps)
 
 
 def is_eval_step(state: TrainerState, plan: Plan, config: TrainConfig) -> bool:
@@ -179,9 +205,13 @@ def is_over(state: TrainerState, config: TrainConfig) -> bool:
 
 
 def note_best(state: TrainerState, figures: dict[str, float], config: TrainConfig) -> None:
-    """Compare the watched metric with its best value so far."""
-    value = figures.get(config.watched_metric)
-    if value is not None and is_better(config.watched_metric, value, state.best):
-        state.best, state.best_step, state.waited = value, state.step, 0
-    else:
-        state.waited += 1
+    """Compare the watched metric with its best value so far; of two that are equal the one of lower loss is best.
+
+    Patience waits for a better value.
+    """
+    value, loss = figures.get(config.watched_metric), figures["eval_loss"]
+    betters = value is not None and is_better(config.watched_metric, value, state.best)
+    ties = value is not None and value == state.best and state.best_loss is not None and loss < state.best_loss
+    if betters or ties:
+        state.best, state.best_step, state.best_loss = value, state.step, loss
+    state.waited = 0 if betters else state.waited + 1

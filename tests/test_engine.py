@@ -6,7 +6,16 @@ from types import SimpleNamespace
 import pytest
 
 from glmft.data.sampler import Plan
-from glmft.engine import StepResult, grad_norm, is_eval_step, is_over, is_save_step, note_best, step_problem
+from glmft.engine import (
+    StepResult,
+    grad_norm,
+    is_eval_step,
+    is_over,
+    is_save_step,
+    note_best,
+    saves_to_come,
+    step_problem,
+)
 from glmft.settings.config import TrainConfig
 from glmft.training.state import TrainerState
 from glmft.training.zero_state import scaler_numbers, set_scaler_numbers
@@ -89,3 +98,23 @@ def test_the_loss_scalers_numbers_go_through_a_checkpoint():
     set_scaler_numbers(second, scaler_numbers(first))
     assert scaler_numbers(second) == scaler_numbers(first)
     assert second.optimizer.loss_scaler.last_overflow_iter == 17
+
+
+def test_of_two_equal_metrics_the_one_of_lower_loss_is_best_and_patience_waits_on():
+    state, config = TrainerState(total_steps=99), TrainConfig(save_best="f1", early_stopping_patience=9)
+    seen = []
+    for step, (f1, loss) in enumerate(
+        [(0.0, 3.0), (0.0, 2.0), (0.0, 2.5), (0.5, 4.0), (0.5, 4.0), (0.5, 1.0)], start=1
+    ):
+        state.step = step
+        note_best(state, {"eval_loss": loss, "f1": f1}, config)
+        seen.append((state.best, state.best_step, state.waited))
+    assert seen == [(0.0, 1, 0), (0.0, 2, 1), (0.0, 2, 2), (0.5, 4, 0), (0.5, 4, 1), (0.5, 6, 2)]
+
+
+def test_the_checkpoints_that_are_still_to_come_are_counted_from_where_a_run_stands():
+    def count(step: int, **settings) -> int:
+        return saves_to_come(TrainerState(step=step, total_steps=12), PLAN, TrainConfig(**settings))
+
+    assert [count(step) for step in (0, 5, 11, 12)] == [3, 2, 1, 0]
+    assert count(0, save_model_step=1) == 12

@@ -4,6 +4,7 @@ import contextlib
 import math
 import random
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,7 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
     base = {**record_of(model_config, place.base), TRAINED_WITH: record_of_settings(config)}
     folder = Path(config.output_dir)
     job = Job(config, resolved.config, world, tuner, base, tokenizer, plan, folder, rows, validation)
-    messages = list(resolved.messages)
+    messages = [*resolved.messages, *usual_rate_lines(tuner, config)]
     if config.predict_with_generate and not validation:
         messages.append("warning: --predict_with_generate: without effect, as no --val_path or --val_ratio is given")
     if config.save_best == "f1" and not has_triples(job):
@@ -191,6 +192,15 @@ def fitting_tuner(config: TrainConfig, model: Any, zero_stage: int) -> tuple[Any
             f"{host_memory() >> 30}; give smaller sizes"
         )
     return tuner, trained
+
+
+def usual_rate_lines(tuner: Any, config: TrainConfig) -> list[str]:
+    """A note on a learning rate that the way to train is seldom given."""
+    low, high = tuner.usual_rates
+    if low <= config.learning_rate <= high:
+        return []
+    usual = f"{low:g} to {high:g}, as --train_type {config.train_type} is usually given for large models"
+    return [f"note: --learning_rate {config.learning_rate:g} is not within {usual}"]
 
 
 def base_problems(tuner: Any, model: Any, zero_stage: int) -> list[str]:
@@ -277,20 +287,18 @@ def seed_everything(seed: int) -> None:
 
 
 def parameter_table(model: Any) -> str:
-    """What trains, by kind of parameter, and the totals. Raises ConfigError if nothing trains."""
+    """What trains, by kind and shape of parameter, and the totals. Raises ConfigError if nothing trains."""
     from glmft.models.quantised import numbers_in
 
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trained:
         raise ConfigError("nothing would be trained: no parameter is trainable with these settings")
-    kinds: dict[str, list[Any]] = {}
+    kinds: Counter[tuple[str, str, str]] = Counter()
     for name, parameter in trained:
         kind = re.sub(r"\.\d+\.", ".*.", name.removeprefix("base_model.model.").replace(".default", ""))
-        kinds.setdefault(kind, []).append(parameter)
-    shapes = {kind: list(dist.whole_shape(ps[0])) for kind, ps in kinds.items()}
-    rows = [
-        f"  {kind}: {len(ps)} x {shapes[kind]} {str(ps[0].dtype).removeprefix('torch.')}" for kind, ps in kinds.items()
-    ]
+        shape, dtype = list(dist.whole_shape(parameter)), str(parameter.dtype).removeprefix("torch.")
+        kinds[kind, str(shape), dtype] += 1
+    rows = [f"  {kind}: {times} x {shape} {dtype}" for (kind, shape, dtype), times in kinds.items()]
     count, total = sum(dist.whole_shape(p).numel() for _, p in trained), numbers_in(model)
     size = sum(dist.whole_shape(p).numel() * p.element_size() for _, p in trained)
     summary = f"trainable parameters: {count:,} of {total:,} ({100 * count / total:.4f}%), {size:,} bytes to save"

@@ -163,8 +163,8 @@ class TrainDataSettings(LearningSettings):
 
     train_path: str | None = setting(
         None,
-        "JSON or JSONL files, folders, globs, comma-separated; weights mix them (a.json:0.7,b.json:0.3); none: the "
-        "shipped sample",
+        "files of records (JSON, JSONL, CSV, TSV, Parquet), folders, globs, comma-separated; weights mix them "
+        "(a.json:0.7,b.json:0.3); none: the shipped sample",
     )
     packing: bool = setting(False, "several documents in one row of max_len, kept apart: no padding")
     group_by_length: bool = setting(True, "put records of similar length into one optimizer step: less padding")
@@ -312,6 +312,9 @@ class RunSettings(FileSettings):
     )
     longest_batch_first: bool = setting(
         True, "try a step of zero rate with the longest rows first, so that a lack of memory shows at once"
+    )
+    compare_answers: bool = setting(
+        True, "answer the first record before and after training, and say whether the answers differ"
     )
     max_skipped_steps: int = setting(20, "fp16: optimizer steps in a row that the loss scaler may skip", at_least=0)
     gradient_checkpointing: bool = setting(

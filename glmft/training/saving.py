@@ -17,6 +17,7 @@ from glmft.files import write_json
 from glmft.settings.config import to_json
 from glmft.training.checkpoint import OPTIMIZER, publishing
 from glmft.training.job import Job
+from glmft.training.outcome import Outcome
 from glmft.training.random_state import RANDOM, random_state
 from glmft.training.run_folder import keep_checkpoints
 from glmft.training.set_aside import BEST, RESULTS, RUN_CONFIG
@@ -39,6 +40,8 @@ class TrainResult:
         seconds: of this process; a resumed run counts from the resumption.
         peak_memory_bytes: of rank 0: the accelerator's, or the process's without one.
         best: best value of the watched metric, and the step it was seen at.
+        first_answer, last_answer: the start of the answers to the first record before and after training.
+        weight_change: norm of what was added to the trained weights over their own, by a sample.
     """
 
     output_dir: str
@@ -51,6 +54,9 @@ class TrainResult:
     peak_memory_bytes: int
     best: float | None = None
     best_step: int | None = None
+    first_answer: str | None = None
+    last_answer: str | None = None
+    weight_change: float | None = None
 
 
 def save_checkpoint(engine: Any, state: TrainerState, tracker: Tracker, job: Job) -> None:
@@ -109,21 +115,21 @@ def save_and_stop(engine: Any, state: TrainerState, stop: StopSignals, tracker: 
     raise Stopped(f"by {reason} after step {state.step}: {kept}", of_all_ranks=True)
 
 
-def save_result(engine: Any, state: TrainerState, tracker: Tracker, job: Job) -> TrainResult:
+def save_result(engine: Any, state: TrainerState, tracker: Tracker, job: Job, outcome: Outcome) -> TrainResult:
     """Save what was trained, and the run's figures, into the output folder itself. Collective."""
     trained = job.tuner.state(engine.module)
-    result = result_of(state, tracker, job)
+    result = result_of(state, tracker, job, outcome)
     with publishing(job.folder, job.world, into=True) as aside:
         if aside is not None:
             write_trained(engine, trained, aside, job)
             write_json(aside / RESULTS, asdict(result))
             write_json(aside / STATE, history(result, state.total_steps, job))
-    for line in summary(result, job):
+    for line in [outcome.line, *summary(result, job)]:
         tracker.print(line)
     return result
 
 
-def result_of(state: TrainerState, tracker: Tracker, job: Job) -> TrainResult:
+def result_of(state: TrainerState, tracker: Tracker, job: Job, outcome: Outcome) -> TrainResult:
     if state.open_supervised:  # the run ended between two log lines
         state.take()
     return TrainResult(
@@ -137,6 +143,9 @@ def result_of(state: TrainerState, tracker: Tracker, job: Job) -> TrainResult:
         peak_memory_bytes=peak_memory(job.world.device),
         best=state.best,
         best_step=state.best_step,
+        first_answer=outcome.before,
+        last_answer=outcome.after,
+        weight_change=outcome.change,
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from glmft.errors import CheckpointError
 from glmft.reading import read_json
-from glmft.schema import FLAG, NULL, Kind, number, problems, table_of, whole
+from glmft.schema import FLAG, NULL, Kind, number, problems, table_of, text, whole
 
 STATE = "trainer_state.json"
 
@@ -31,9 +31,10 @@ class TrainerState:
         window, records, seed, grouped: what the order of the records follows from.
         skipped: steps in a row that the loss scaler skipped.
         loss_scaler: its numbers, for fp16.
-        best, best_step: best value of the watched metric, and when it was seen.
+        best, best_step, best_loss: best value of the watched metric, when it was seen, and the validation loss then.
         waited: evaluations since then.
         saved_step: that of the newest checkpoint.
+        first_answer: to the first record before training, the start of it; None: it was not asked.
     """
 
     step: int = 0
@@ -54,8 +55,10 @@ class TrainerState:
     loss_scaler: dict[str, float] = field(default_factory=dict)
     best: float | None = None
     best_step: int | None = None
+    best_loss: float | None = None
     waited: int = 0
     saved_step: int = 0
+    first_answer: str | None = None
 
     def add(self, loss: float, supervised: int, tokens: int) -> None:
         """Count one optimizer step: its summed loss and its tokens, of all ranks."""
@@ -86,6 +89,8 @@ KINDS: dict[str, Kind] = {
     "loss_scaler": table_of(number(0, 1e300) | FLAG, 100),
     "best": _FINITE | NULL,
     "best_step": _COUNT | NULL,
+    "best_loss": _FINITE | NULL,
+    "first_answer": text() | NULL,
 }
 
 

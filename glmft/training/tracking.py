@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from glmft.schema import is_whole
 from glmft.training.state import LogFigures
 
 METRICS, CURVE = "metrics.jsonl", "loss.png"
+DECADE = 10
 PLOT_SECONDS = 60.0  # at least so long between two pictures
 
 
@@ -46,6 +48,7 @@ class Tracker:
         step, total: optimizer steps that are done, and those of the run.
         report_to: further trackers, by accelerate's names.
         settings: what those trackers note beside the run.
+        steps_per_epoch: optimizer steps in one pass over the data.
     """
 
     def __init__(
@@ -56,10 +59,12 @@ class Tracker:
         total: int,
         report_to: Sequence[str] = (),
         settings: dict[str, Any] | None = None,
+        steps_per_epoch: int = 1,
     ):
         self.active, self.world, self.folder, self.total = world.is_main, world, folder, total
         self.started = self.mark = self.plotted = time.monotonic()
         self.first = self.marked_step = step
+        self.steps_per_epoch = steps_per_epoch
         self.warned = False
         self.board: Any = None
         self.writers: list[Any] = []
@@ -104,6 +109,11 @@ class Tracker:
             else:
                 self.bar.write(line)
 
+    def warn(self, line: str | None) -> None:
+        """Print a line, if there is one."""
+        if line is not None:
+            self.print(line)
+
     def advance(self) -> None:
         """One optimizer step is done."""
         self.bar.update()
@@ -138,6 +148,7 @@ class Tracker:
         memory = peak_memory(self.world.device)
         figures = {
             "step": step,
+            "epoch": round(step / self.steps_per_epoch, 4),
             "loss": recent.loss,
             "learning_rate": rate,
             "grad_norm": norm,
@@ -147,7 +158,9 @@ class Tracker:
             "seconds": now - self.started,
         }
         self.record(figures)
-        shown = f"loss {recent.loss:.4f}  lr {rate:.2e}" + ("" if norm is None else f"  grad norm {norm:.3f}")
+        shown = f"epoch {figures['epoch']:.2f}  loss {recent.loss:.4f}  lr {rate:.2e}" + (
+            "" if norm is None else f"  grad norm {norm:.3f}"
+        )
         speed = f"{recent.tokens / seconds:.0f} tokens/s ({recent.supervised / seconds:.0f} supervised)"
         shown += f"  {speed}  {memory / 2**30:.2f} GiB"
         if self.bar.disable:
@@ -209,17 +222,26 @@ def forget_after(path: Path, step: int) -> None:
             aside.write_text("".join(json.dumps(figures) + "\n" for figures in kept), encoding="utf-8")
 
 
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def draw_losses(metrics: Path, picture: Path) -> None:
+    """Both curves; on a logarithmic axis where they span a power of ten or more."""
     from matplotlib.figure import Figure
 
     lines = read_metrics(metrics)
     axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
+    drawn: list[float] = []
     for name, label in (("loss", "training"), ("eval_loss", "validation")):
-        points = [(line["step"], line[name]) for line in lines if name in line]
+        points = [(line["step"], line[name]) for line in lines if is_number(line.get(name))]
+        drawn += [loss for _, loss in points]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 30 else None)
-    if not axes.lines:
+    if not drawn:
         return
+    if min(drawn) > 0 and max(drawn) / min(drawn) >= DECADE:
+        axes.set_yscale("log")
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (nats a supervised token)")
     axes.legend()

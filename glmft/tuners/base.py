@@ -29,6 +29,7 @@ class Tuner(ABC):
     """A way to train; subclasses are dataclasses whose fields are the settings that the adapter records."""
 
     name: ClassVar[str]
+    usual_rates: ClassVar[tuple[float, float]] = (0.0, float("inf"))  # of learning, over models of billions of numbers
 
     @classmethod
     def from_config(cls, config: TrainConfig) -> Self:

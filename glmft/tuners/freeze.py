@@ -24,6 +24,7 @@ class Freeze(Tuner):
     freeze_last_n: int | None = None
     freeze_part: str = "all"
     name: ClassVar[str] = "freeze"
+    usual_rates: ClassVar[tuple[float, float]] = (1e-6, 1e-3)
 
     @property
     def last_layers(self) -> int:

@@ -15,6 +15,7 @@ from glmft.tuners.base import Tuner, gather_named, train_only
 @dataclass
 class Full(Tuner):
     name: ClassVar[str] = "full"
+    usual_rates: ClassVar[tuple[float, float]] = (1e-6, 2e-4)
 
     def owned_by_base(self, names: list[str]) -> set[str]:
         return set(names)

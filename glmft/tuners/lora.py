@@ -65,6 +65,7 @@ class Lora(Tuner):
     loraplus_lr_ratio: float | None = None
     modules_to_save: str = ""
     name: ClassVar[str] = "lora"
+    usual_rates: ClassVar[tuple[float, float]] = (1e-5, 5e-3)
 
     def target_modules(self, model: nn.Module) -> list[str]:
         """The names given; groups, and names of the other layout, as the names that the model has for them."""

@@ -36,6 +36,7 @@ class Prefix(Tuner):
     prefix_hidden_size: int | None = None
     ptuning_checkpoint: str | None = None
     name: ClassVar[str] = "ptuning"
+    usual_rates: ClassVar[tuple[float, float]] = (1e-4, 5e-2)
 
     def problems(self, model: nn.Module) -> list[str]:
         if self.ptuning_checkpoint is None:

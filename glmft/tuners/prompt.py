@@ -22,6 +22,7 @@ class Prompt(Tuner):
     prompt_encoder: str
     prompt_hidden_size: int | None = None
     name: ClassVar[str] = "prompt"
+    usual_rates: ClassVar[tuple[float, float]] = (1e-4, 0.5)
 
     @property
     def reads_base_weights(self) -> str:

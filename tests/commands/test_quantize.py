@@ -197,6 +197,19 @@ def test_the_share_that_trains_is_of_all_numbers(model_folder):
         assert summary("nf4") == summary(None)
 
 
+def test_what_trains_is_listed_by_name_and_shape():
+    tensors = [torch.ones(2, 3), torch.ones(3, 2), torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bfloat16)]
+    module = torch.nn.ModuleDict({"layers": torch.nn.ModuleList()})
+    for tensor in tensors:
+        module["layers"].append(torch.nn.ParameterDict({"w": torch.nn.Parameter(tensor)}))
+    assert parameter_table(module).splitlines()[:4] == [
+        "what trains:",
+        "  layers.*.w: 2 x [2, 3] float32",
+        "  layers.*.w: 1 x [3, 2] float32",
+        "  layers.*.w: 1 x [2, 3] bfloat16",
+    ]
+
+
 # ------------------------------------------------------------------------------------------------- bitsandbytes
 
 

@@ -15,7 +15,7 @@ OTHER = World(1, 1, 2, torch.device("cpu"), torch.float32)
 
 
 def filled(folder, world=ALONE, **more) -> Tracker:
-    tracker = Tracker(folder, world, 0, 20, **more)
+    tracker = Tracker(folder, world, 0, 20, steps_per_epoch=4, **more)
     tracker.advance()
     tracker.log_step(10, LogFigures(2.5, supervised=40, tokens=100), rate=1e-3, norm=0.5)
     tracker.log_evaluation(10, {"eval_loss": 2.0})
@@ -26,7 +26,7 @@ def filled(folder, world=ALONE, **more) -> Tracker:
 def test_figures_go_into_lines_a_file_tensorboard_and_a_picture(tmp_path, capsys):
     filled(tmp_path)
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("step 10/20  loss 2.5000  lr 1.00e-03  grad norm 0.500  ")
+    assert said[0].startswith("step 10/20  epoch 2.50  loss 2.5000  lr 1.00e-03  grad norm 0.500  ")
     assert "supervised)" in said[0]
     assert "GiB" in said[0]
     assert said[0].endswith(" left")
@@ -53,7 +53,7 @@ def test_on_a_terminal_one_bar_carries_the_figures(tmp_path, capsys, monkeypatch
     said = capsys.readouterr()
     assert "step 10/20  loss" not in said.out
     assert "1/20" in said.err
-    assert "loss 2.5000  lr 1.00e-03  grad norm 0.500" in said.err
+    assert "epoch 2.50  loss 2.5000  lr 1.00e-03  grad norm 0.500" in said.err
     assert "validation: eval_loss 2.0000" in said.out
 
 
@@ -116,3 +116,19 @@ def test_further_trackers_get_settings_and_figures(tmp_path, monkeypatch):
 
 def test_a_clock_shows_hours_minutes_and_seconds():
     assert [clock(s) for s in (5, 65, 3725)] == ["0:00:05", "0:01:05", "1:02:05"]
+
+
+@pytest.mark.parametrize(("losses", "scale"), [([4.0, 0.5], "linear"), ([4.0, 0.4], "log"), ([4.0, 0.0], "linear")])
+def test_a_loss_that_spans_a_power_of_ten_gets_a_logarithmic_axis_and_validation_its_curve(
+    losses, scale, tmp_path, monkeypatch
+):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (drawn.append(self), path.touch()))
+    lines = [{"step": step, "loss": loss} for step, loss in enumerate(losses)] + [{"step": 1, "eval_loss": 2.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tracking.draw_losses(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+    [axes] = drawn[0].axes
+    assert axes.get_yscale() == scale
+    assert [line.get_label() for line in axes.lines] == ["training", "validation"]
