@@ -9,7 +9,7 @@ from glmft.errors import ConfigError
 from glmft.family import ADAPTER_JSON, FAMILIES, PEFT_JSON, QUANTISATIONS, RECORD_JSON
 from glmft.reading import is_file, read_json
 from glmft.settings.aliases import meant_value
-from glmft.settings.checks import attention_problems
+from glmft.settings.checks import require_attention
 from glmft.settings.config import DataSettings
 from glmft.settings.defaults import EMBEDDED, shipped
 from glmft.settings.recorded import DESCRIBED, description_problems, trained_with
@@ -179,8 +179,7 @@ def load(
         raise ConfigError(f"mode {mode!r}: is none of {', '.join(FAMILIES)}{meant_value('mode', str(mode), FAMILIES)}")
     if quantization_bit is not None and str(quantization_bit) not in QUANTISATIONS:
         raise ConfigError(f"quantization_bit {quantization_bit!r}: is none of {', '.join(QUANTISATIONS)}")
-    if wrong := attention_problems(attn_implementation):
-        raise ConfigError(wrong)
+    require_attention(attn_implementation)
     chosen = choose_device(device)
     number_format = choose_dtype(dtype, chosen)
     place = locate(path, base_model_path)

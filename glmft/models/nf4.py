@@ -58,7 +58,7 @@ def check_usable(given: Any, place: str) -> None:
     method = as_dict(given).get("quant_method", "bitsandbytes")
     if method != "bitsandbytes":
         raise ConfigError(
-            f"{place}: is quantised by {method!r}; of such libraries only bitsandbytes is supported; take the "
+            f"{place}: is quantised by {method!r}; of those only bitsandbytes is supported; take the "
             "full-precision base, perhaps with --quantization_bit 4"
         )
     if not is_installed():

@@ -87,6 +87,12 @@ def attention_problems(name: str) -> list[str]:
     return [f"--attn_implementation {name}: flash-attn is not installed; {how}, or leave the flag out for sdpa"]
 
 
+def require_attention(name: str) -> None:
+    """Raises ConfigError if an attention backend is not installed."""
+    if problems := attention_problems(name):
+        raise ConfigError(problems)
+
+
 def _validation_problems(config: TrainConfig) -> list[str]:
     validates = bool(config.val_path or config.val_ratio)
     watches = {"save_best": config.save_best, "early_stopping_patience": config.early_stopping_patience}
@@ -117,6 +123,10 @@ def _tuner_problems(config: TrainConfig) -> list[str]:
     problems = []
     if config.freeze_last_n is not None and config.freeze_module_name is not None:
         problems.append("--freeze_last_n and --freeze_module_name exclude each other; give one")
+    if config.lora_dropout == 1:
+        problems.append(
+            f"--lora_dropout {config.lora_dropout}: drops all, so that nothing is learned; give less than 1"
+        )
     if not is_lora_start(config.init_lora_weights):
         problems.append(
             f"--init_lora_weights {config.init_lora_weights}: is none of default, gaussian, pissa, pissa_niter_N with "

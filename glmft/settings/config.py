@@ -217,7 +217,7 @@ class TunerSettings:
     train_type: str = setting("lora", f"one of {', '.join(TUNERS)} (all: the same as full)")
     lora_dim: int = setting(8, "LoRA: rank", at_least=1, at_most=WIDE)
     lora_alpha: float = setting(30, "LoRA: the update is scaled by lora_alpha / lora_dim", more_than=0)
-    lora_dropout: float = setting(0.1, "LoRA: dropout probability on the way into the update", at_least=0, less_than=1)
+    lora_dropout: float = setting(0.1, "LoRA: dropout probability on the way into the update", at_least=0, at_most=1)
     lora_module_name: str = setting(
         "query_key_value",
         "LoRA: comma-separated names of linear modules, or of groups of them: attention, mlp, all-linear",

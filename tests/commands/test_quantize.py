@@ -50,7 +50,7 @@ def adapter(model_folder, tmp_path):
 
 @pytest.fixture
 def four_bits(model_folder, tmp_path):
-    quantize(QuantizeConfig(str(model_folder), 4, None, str(tmp_path / "four")))
+    quantize(QuantizeConfig(model_name_or_path=str(model_folder), bits=4, output_dir=str(tmp_path / "four")))
     return tmp_path / "four"
 
 
@@ -78,7 +78,8 @@ def test_the_folder_is_complete_and_computes_what_quantising_while_loading_does(
 
 @pytest.mark.parametrize("family", ["glm", "glm2", "glm3"])
 def test_large_folders_are_written_in_shards(family, official_folders, tmp_path):
-    quantize(QuantizeConfig(str(official_folders[family]), 8, None, str(tmp_path / "out"), "60KB"))
+    settings = {"model_name_or_path": str(official_folders[family]), "output_dir": str(tmp_path / "out")}
+    quantize(QuantizeConfig(**settings, bits=8, max_shard_size="60KB"))
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
     again, expected = (
         glmft.load(folder, quantization_bit=8, dtype="fp16", device="cpu")[0].state_dict()
@@ -163,7 +164,7 @@ def test_merging_takes_the_base_in_floats_alone(four_bits, model_folder, adapter
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantised_weights_whose_config_does_not_say_so_are_called_quantised(bits, model_folder, tmp_path):
     folder = tmp_path / "model"
-    quantize(QuantizeConfig(str(model_folder), bits, output_dir=str(folder)))
+    quantize(QuantizeConfig(model_name_or_path=str(model_folder), bits=bits, output_dir=str(folder)))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     del config["quantization_bit"]
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -195,6 +196,19 @@ def test_the_share_that_trains_is_of_all_numbers(model_folder):
     assert summary("4") == summary("8") == summary(None)
     if nf4.is_installed():
         assert summary("nf4") == summary(None)
+
+
+def test_what_trains_is_listed_by_name_and_shape():
+    tensors = [torch.ones(2, 3), torch.ones(3, 2), torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bfloat16)]
+    module = torch.nn.ModuleDict({"layers": torch.nn.ModuleList()})
+    for tensor in tensors:
+        module["layers"].append(torch.nn.ParameterDict({"w": torch.nn.Parameter(tensor)}))
+    assert parameter_table(module).splitlines()[:4] == [
+        "what trains:",
+        "  layers.*.w: 2 x [2, 3] float32",
+        "  layers.*.w: 1 x [3, 2] float32",
+        "  layers.*.w: 1 x [2, 3] bfloat16",
+    ]
 
 
 # ------------------------------------------------------------------------------------------------- bitsandbytes

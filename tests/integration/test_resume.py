@@ -1,5 +1,6 @@
 """A run that goes on from a checkpoint ends with the same bits as one that never stopped."""
 
+import json
 import shutil
 import signal
 
@@ -65,6 +66,14 @@ def lines(folder) -> list[dict]:
     return [{k: row[k] for k in ("step", "loss", "learning_rate", "grad_norm")} for row in metrics(folder)]
 
 
+def outcome(folder) -> tuple:
+    """What a run says of its answers and weights; all of it is known."""
+    results = json.loads((folder / "train_results.json").read_text(encoding="utf-8"))
+    came_to = (results["first_answer"], results["last_answer"], results["weight_change"])
+    assert None not in came_to
+    return came_to
+
+
 @pytest.mark.parametrize(
     ("tuner", "family", "stage", "ranks"),
     [*CHOSEN, *(pytest.param(*case, marks=pytest.mark.slow) for case in MATRIX if case not in CHOSEN)],
@@ -82,6 +91,7 @@ def test_a_run_killed_in_mid_window_ends_with_the_same_bits(tuner, family, stage
     assert codes == [0] * ranks, printed
     assert lines(resumed) == lines(whole)
     assert [line["step"] for line in lines(whole)] == [2, 4, 6, 8]
+    assert outcome(resumed) == outcome(whole)
     file = WEIGHTS.get(tuner.split("-")[0], "glmft_adapter.safetensors")
     want, got = load_file(whole / file), load_file(resumed / file)
     early = load_file(whole / "checkpoint-5" / file)

@@ -89,7 +89,7 @@ def test_names_are_split_at_commas_and_freed_of_quotes():
         ("learning_rate", float("nan"), "more than 0"),
         ("weight_decay", -0.1, "at least 0"),
         ("warmup_ratio", 1.5, "at most 1"),
-        ("lora_dropout", -1.0, "less than 1"),
+        ("lora_dropout", -1.0, "at most 1"),
         ("per_device_train_batch_size", 0, "at least 1"),
         ("gradient_accumulation_steps", 0, "at least 1"),
         ("num_train_epochs", 0, "more than 0"),
@@ -170,3 +170,10 @@ def test_an_attention_library_that_is_not_installed_is_called_so_with_how_to_ins
     assert problem.startswith(f"--attn_implementation {name}: flash-attn is not installed; {how}")
     monkeypatch.setattr("glmft.settings.checks.find_spec", lambda module: module)
     assert check(parse("--attn_implementation", name)) == []
+
+
+def test_a_dropout_of_one_which_leaves_nothing_to_learn_is_refused():
+    assert check(parse("--lora_dropout", "1")) == [
+        "--lora_dropout 1.0: drops all, so that nothing is learned; give less than 1"
+    ]
+    assert check(parse("--lora_dropout", "0.99")) == []
