@@ -100,7 +100,7 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
 
     All that can be wrong shows here, in seconds. Raises ConfigError, CheckpointError, DataError.
     """
-    from glmft.data.sampler import Plan, padding_share
+    from glmft.data.sampler import Plan
     from glmft.data.show import token_table
     from glmft.models.loading import check_folder, load_config, record_of
     from glmft.tokenizers.loading import load_tokenizer
@@ -131,6 +131,8 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
         world.size,
         config.seed,
         rows.lengths if config.group_by_length else None,
+        rows.lengths,
+        config.max_tokens_per_batch,
     )
     base, folder = record_of(model_config, place.base), Path(config.output_dir)
     job = Job(config, resolved.config, world, tuner, base, tokenizer, plan, folder, rows, validation)
@@ -141,7 +143,8 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
         raise ConfigError("--save_best f1: the validation rows have no triples a_b_c to score; name another metric")
     messages += [model_config.rope_line] if model_config.rope_line else []
     messages += rows.lines
-    messages.append(f"data: {padding_share(plan, rows.lengths):.1%} of what is computed in the first epoch is padding")
+    heaviest = sum(rows.lengths[i] for i in plan.heaviest(rows.lengths, 0, plan.steps_per_epoch))
+    messages.append(f"data: no padding is computed; the first epoch's largest micro-batch holds {heaviest:,} tokens")
     if config.show_first_record:
         messages.append(token_table(rows.examples[0], tokenizer))
     return Prepared(job, model_config, messages)
