@@ -55,7 +55,9 @@ def train(model: nn.Module, job: Job, resume_from: Path | None = None) -> TrainR
     with refusals_of_deepspeed(config.ds_file):
         engine, optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=job.ds_config)
     if config.longest_batch_first and not is_over(state, config):
-        fits = try_longest_batch(engine, optimizer, job)  # sets Adam's count to zero: before it is restored
+        fits = try_longest_batch(
+            engine, optimizer, job, state.step, state.total_steps
+        )  # sets Adam's count to zero: before it is restored
         say([fits] if world.is_main else [])
     if resume_from:
         restore(engine, resume_from, state, job)

@@ -114,7 +114,7 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
 
     All that can be wrong shows here, in seconds. Raises ConfigError, CheckpointError, DataError.
     """
-    from glmft.data.sampler import Plan, padding_share
+    from glmft.data.sampler import Plan
     from glmft.data.show import token_table
     from glmft.models.loading import check_folder, load_config, record_of
     from glmft.tokenizers.loading import load_tokenizer
@@ -145,6 +145,8 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
         world.size,
         config.seed,
         rows.lengths if config.group_by_length else None,
+        rows.lengths,
+        config.max_tokens_per_batch,
     )
     base = {**record_of(model_config, place.base), TRAINED_WITH: record_of_settings(config)}
     folder = Path(config.output_dir)
@@ -165,7 +167,8 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
         messages += [shortfall.line.replace("data:", "validation:") for shortfall in validation.shortfalls]
     built_for = getattr(model_config, "max_position_embeddings", None)
     messages += beyond_the_model(config, rows.lengths, model_config.family, built_for)
-    messages.append(f"data: {padding_share(plan, rows.lengths):.1%} of what is computed in the first epoch is padding")
+    heaviest = sum(rows.lengths[i] for i in plan.heaviest(rows.lengths, 0, plan.steps_per_epoch))
+    messages.append(f"data: no padding is computed; the first epoch's largest micro-batch holds {heaviest:,} tokens")
     if config.show_first_record:
         messages.append(token_table(rows.examples[0], tokenizer))
     return Prepared(job, model_config, trained, messages)

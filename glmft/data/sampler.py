@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 GROUPED = 50  # windows' worth of shuffled records that are sorted by length together
+LOOKED_AT = 1 << 20  # records, at most, to find the heaviest micro-batch
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Plan:
         seed: of the order.
         lengths: tokens of each record: records of similar length then share a window, in random windows, and a
             micro-batch; None: no grouping.
+        tokens: of each record, for the bound below.
+        max_tokens: a micro-batch holds no more, but for a record that is longer; None: no bound.
     """
 
     records: int
@@ -33,6 +36,8 @@ class Plan:
     world_size: int
     seed: int
     lengths: Sequence[int] | None = None
+    tokens: Sequence[int] | None = None
+    max_tokens: int | None = None
 
     @property
     def window_size(self) -> int:
@@ -77,9 +82,41 @@ class Plan:
         """This rank's share of a window, micro-batch by micro-batch. All ranks get equally many; some may be empty."""
         if self.lengths is not None:
             window = sorted(window, key=self.lengths.__getitem__)
+        if self.max_tokens is None:
+            return self._dealt(window, rank)
+        of_ranks = [self._bounded(self._dealt(window, r)) for r in range(self.world_size)]
+        most = max(len(batches) for batches in of_ranks)
+        return of_ranks[rank] + [[] for _ in range(most - len(of_ranks[rank]))]
+
+    def _dealt(self, window: list[int], rank: int) -> list[list[int]]:
         width = self.micro_batch * self.world_size
         first = rank * self.micro_batch
         return [window[i + first : min(i + first + self.micro_batch, i + width)] for i in range(0, len(window), width)]
+
+    def _bounded(self, batches: list[list[int]]) -> list[list[int]]:
+        """The same records in the same order, in parts of at most `max_tokens`."""
+        parts = []
+        for batch in batches:
+            part, total = [], 0
+            for record in batch:
+                if part and total + self.tokens[record] > self.max_tokens:
+                    parts.append(part)
+                    part, total = [], 0
+                part.append(record)
+                total += self.tokens[record]
+            parts += [part] if part else []
+        return parts
+
+    def heaviest(self, lengths: Sequence[int], start: int, total: int) -> list[int]:
+        """The micro-batch of most tokens of optimizer steps `start` to `total - 1`, on whatever rank."""
+        last = min(total, start + max(self.steps_per_epoch, LOOKED_AT // self.window_size))
+        batches = (
+            rows
+            for _, window in self.windows(start, last)
+            for rank in range(self.world_size)
+            for rows in self.micro_batches(window, rank)
+        )
+        return max(batches, key=lambda rows: sum(lengths[i] for i in rows))
 
 
 def rounded_up(steps: float) -> int:
@@ -90,15 +127,3 @@ def rounded_up(steps: float) -> int:
 def in_steps(interval: float, total: int) -> int:
     """An interval in optimizer steps; below 1 it is a share of all `total`."""
     return max(1, rounded_up(interval * total)) if interval < 1 else int(interval)
-
-
-def padding_share(plan: Plan, lengths: Sequence[int]) -> float:
-    """Padding among all tokens that the first epoch's micro-batches hold."""
-    real = padded = 0
-    for _, window in plan.windows(0, plan.steps_per_epoch):
-        for rank in range(plan.world_size):
-            for rows in plan.micro_batches(window, rank):
-                sizes = [lengths[i] for i in rows]
-                real += sum(sizes)
-                padded += len(sizes) * max(sizes, default=0)
-    return 1 - real / padded

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from glmft.models.documents import Documents, attend_documents
+
 
 def eager_attention(
     module: nn.Module,
@@ -56,7 +58,8 @@ def attend(
     Args:
         layer: with `config`, `layer_idx`, `scaling` and what the backends of transformers ask for.
         query: [b, heads, s, d]; key, value: [b, groups, s, d]; all after rotation.
-        prefix: [2, groups, P, d].
+        attention_mask: what the backend takes, or `Documents`.
+        prefix: [2, 1 or b, groups, P, d]; of documents, one of each or one of all.
 
     Returns:
         heads side by side [b, s, heads d] and, if eager, the attention probabilities.
@@ -64,10 +67,13 @@ def attend(
     if past_key_values is not None:
         key, value = past_key_values.update(key, value, layer.layer_idx)
     length = query.shape[2]
+    backend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(layer.config._attn_implementation, eager_attention)
+    kwargs = {"scaling": layer.scaling, "dropout": 0.0, **kwargs}
+    if isinstance(attention_mask, Documents):
+        return attend_documents(backend, layer, query, key, value, attention_mask, prefix, **kwargs).flatten(2), None
     if prefix is not None:
         query, key, value = with_prefix(layer.config, query, key, value, prefix, attention_mask)
-    backend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(layer.config._attn_implementation, eager_attention)
-    attended, weights = backend(layer, query, key, value, attention_mask, scaling=layer.scaling, dropout=0.0, **kwargs)
+    attended, weights = backend(layer, query, key, value, attention_mask, **kwargs)
     return attended[:, -length:].flatten(2), weights
 
 
@@ -80,9 +86,9 @@ def with_prefix(
     too: the score matrix is square again and the fast kernels apply. The caller drops those outputs.
 
     Args:
-        query: [b, heads, s, d]; key, value: [b, groups, k, d]; prefix: [2, groups, P, d].
+        query: [b, heads, s, d]; key, value: [b, groups, k, d]; prefix: [2, 1 or b, groups, P, d].
     """
-    keys, values = prefix[:, None].expand(-1, query.shape[0], -1, -1, -1)
+    keys, values = prefix.expand(-1, query.shape[0], -1, -1, -1)
     if attention_mask is None and query.shape[2] > 1 and "flash" not in config._attn_implementation:
         query = F.pad(query, (0, 0, keys.shape[2], 0))
     return query, torch.cat((keys, key), dim=2), torch.cat((values, value), dim=2)
@@ -90,8 +96,8 @@ def with_prefix(
 
 def mask_with_prefix(mask: Any, length: int) -> Any:
     """Make `length` more columns, visible to all, in front of any kind of mask that transformers makes."""
-    if mask is None:
-        return None
+    if mask is None or isinstance(mask, Documents):
+        return mask
     if not isinstance(mask, Tensor):
         return _block_mask_with_prefix(mask, length)
     visible = 0.0 if mask.is_floating_point() else 1  # additive; or boolean / 1 = real

@@ -10,8 +10,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
 from glmft.models.chat import Chat
 from glmft.models.head import supervised_nll
 
-# What transformers hands down to the attention functions: rows of several documents, as its collators describe them.
-PASSED_ON = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx", "cache_position")
+# What is handed down to the attention functions: rows of several documents, as transformers' collators describe them
+# and as ours does.
+PASSED_ON = (
+    *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx", "cache_position"),
+    *("documents", "contexts"),
+)
 
 
 def refuse_unknown(given: Iterable[str]) -> None:
@@ -40,6 +44,8 @@ class CausalLM(Chat):
         num_items_in_batch: what the summed loss is divided by; by default the number of supervised tokens.
         shift_labels: [b, s], what each token predicts, in place of `labels`: sequence parallel training cuts rows,
             so that a token's successor may be on another rank.
+        documents: lengths of the documents that stand one behind the other in a batch of one row, beside position_ids
+            that start again with each; with `contexts`, how many tokens of each see one another in both directions.
         kwargs: `PASSED_ON`.
 
     Its result:

@@ -21,6 +21,7 @@ from glmft.models.attention import attend
 from glmft.models.causal_lm import CausalLM
 from glmft.models.configuration import ChatGLM6BConfig
 from glmft.models.decoder import Decoder
+from glmft.models.documents import Documents
 from glmft.models.head import OutputLayer
 from glmft.models.positions import continued, two_dimensional_positions, visibility
 from glmft.models.quantised import KeepsIntegers, replace_linear_layers
@@ -83,7 +84,10 @@ class SelfAttention(nn.Module):
         past_key_values: Cache | None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """hidden [b, s, h], prefix [2, heads, P, d] -> output [b, s, h] and, if eager, the attention probabilities."""
+        """hidden [b, s, h] -> output [b, s, h] and, if eager, the attention probabilities.
+
+        prefix: [2, 1 or b, heads, P, d].
+        """
         fused = self.query_key_value(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [b, heads, s, 3 d]
         query, key, value = fused.chunk(3, dim=-1)
         query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
@@ -178,7 +182,9 @@ class ChatGLM6BModel(Decoder, ChatGLM6BPreTrainedModel):
     def prompt_geometry(self, hidden: Tensor) -> tuple[Any, tuple[Tensor, Tensor]]:
         places = torch.arange(hidden.shape[1], device=hidden.device)
         positions = torch.stack((places, torch.zeros_like(places)))[None]
-        return visibility(self.config, hidden, None, None, positions), self.rotary(positions, hidden.dtype)
+        length = [hidden.shape[1]]
+        mask = Documents.of(self.config, length, length) or visibility(self.config, hidden, None, None, positions)
+        return mask, self.rotary(positions, hidden.dtype)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.word_embeddings
@@ -204,12 +210,13 @@ class ChatGLM6BModel(Decoder, ChatGLM6BPreTrainedModel):
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         past_key_values: Cache | None,
+        documents: Documents | None,
     ) -> tuple[Any, tuple[Tensor, Tensor]]:
         if position_ids is None:
             position_ids = self.positions(input_ids, attention_mask, past_key_values)
         if position_ids.dim() != 3:
             raise ValueError(f"position_ids {list(position_ids.shape)}: ChatGLM-6B's are [b, 2, s], place and block")
-        mask = visibility(self.config, hidden, attention_mask, past_key_values, position_ids)
+        mask = documents or visibility(self.config, hidden, attention_mask, past_key_values, position_ids)
         if self.config.prompt_seq_len:
             place, block = position_ids.unbind(1)
             position_ids = torch.stack((place + self.config.prompt_seq_len, block), dim=1)

@@ -20,6 +20,7 @@ from glmft.models.attention import attend
 from glmft.models.causal_lm import CausalLM
 from glmft.models.configuration import ChatGLM2Config
 from glmft.models.decoder import Decoder
+from glmft.models.documents import Documents
 from glmft.models.head import OutputLayer
 from glmft.models.quantised import KeepsIntegers, replace_linear_layers
 from glmft.models.stops import stop_ids
@@ -103,7 +104,10 @@ class SelfAttention(nn.Module):
         past_key_values: Cache | None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """hidden [b, s, h], prefix [2, g, P, d] -> output [b, s, h] and, if eager, the attention probabilities."""
+        """hidden [b, s, h] -> output [b, s, h] and, if eager, the attention probabilities.
+
+        prefix: [2, 1 or b, g, P, d].
+        """
         fused = self.query_key_value(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         query, key, value = fused.split([self.heads, self.groups, self.groups], dim=1)  # [b, heads or g, s, d]
         query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
@@ -210,8 +214,9 @@ class ChatGLM2Model(Decoder, ChatGLM2PreTrainedModel):
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         past_key_values: Cache | None,
+        documents: Documents | None,
     ) -> tuple[Any, tuple[Tensor, Tensor]]:
-        mask = create_causal_mask(self.config, hidden, attention_mask, past_key_values, position_ids)
+        mask = documents or create_causal_mask(self.config, hidden, attention_mask, past_key_values, position_ids)
         if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(hidden.shape[1], device=hidden.device) + seen)[None]

@@ -8,6 +8,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from glmft.models.attention import mask_with_prefix
 from glmft.models.causal_lm import as_asked, refuse_unknown
+from glmft.models.documents import Documents
 from glmft.models.prefix import VirtualTokens
 
 
@@ -33,8 +34,12 @@ class Decoder(VirtualTokens):
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         past_key_values: Cache | None,
+        documents: Documents | None,
     ) -> tuple[Any, tuple[Tensor, Tensor]]:
-        """The backend's mask and the rotary tables; hidden [b, s, h] is there for its shape, dtype and device."""
+        """The backend's mask, or `documents` in its place, and the rotary tables.
+
+        hidden [b, s, h] is there for its shape, dtype and device.
+        """
         raise NotImplementedError
 
     def forward(
@@ -58,13 +63,14 @@ class Decoder(VirtualTokens):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         hidden = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        documents = Documents.of(self.config, kwargs.pop("documents", None), kwargs.pop("contexts", None))
         # Before a cache is made: with one, transformers no longer looks for packed documents in the positions.
-        mask, rotary = self.geometry(hidden, input_ids, attention_mask, position_ids, past_key_values)
+        mask, rotary = self.geometry(hidden, input_ids, attention_mask, position_ids, past_key_values, documents)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        prefix = self.prefix(hidden.dtype, past_key_values)
+        prefix = self.prefix(hidden.dtype, past_key_values, len(documents.lengths) if documents else len(hidden))
         if prefix is not None:
             mask = mask_with_prefix(mask, prefix.shape[-2])
         states = (hidden,)

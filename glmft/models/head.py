@@ -1,30 +1,44 @@
-"""The language-model head and the loss: logits only where a label is, a chunk at a time."""
+"""The language-model head and the loss: only where a label is, and without logits that are kept."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-CHUNK = 1024
+from glmft.models.nll import summed_nll
+
+CHUNK = 512  # rows of logits that a head under an adapter makes at once
 
 
 class OutputLayer(nn.Linear):
     """hidden [..., h] -> logits [..., vocabulary]; or, with targets [n], the summed loss of hidden [n, h].
 
-    The loop over chunks lies inside one call, so that ZeRO-3 gathers the weight once, however many tokens a rank has.
+    All of the loss lies inside one call, so that ZeRO-3 gathers the weight once, however many tokens a rank has.
     """
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
         if targets is None:
             return super().forward(hidden)
-        if len(hidden) <= CHUNK:
-            return _nll(hidden, targets, self.weight, self.bias)
-        parts = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
-        return sum(checkpoint(_nll, h, t, self.weight, self.bias, use_reentrant=False) for h, t in parts)
+        return summed_nll(hidden, targets, self.weight, self.bias)
 
 
-def _nll(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.cross_entropy(F.linear(hidden, weight, bias).float(), targets, reduction="sum")
+def takes_targets(head: nn.Module) -> bool:
+    """Whether a head gives the loss itself: as it is, or as a copy that an adapter trains whole."""
+    return isinstance(head, OutputLayer) or (
+        hasattr(head, "modules_to_save") and isinstance(head.original_module, OutputLayer)
+    )
+
+
+def nll_of(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    """The summed loss of hidden [n, h] by whatever gives logits; of many rows, the logits are made twice."""
+    if len(hidden) <= CHUNK:
+        return _nll(head, hidden, targets)
+    parts = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
+    return sum(checkpoint(_nll, head, h, t, use_reentrant=False) for h, t in parts)
+
+
+def _nll(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(head(hidden).float(), targets, reduction="sum")
 
 
 def positions_with_target(labels: Tensor) -> Tensor:
@@ -55,9 +69,7 @@ def supervised_nll(
     else:
         positions = positions_with_target(labels) if positions is None else positions
         targets = labels.flatten()[positions + 1]
-    chosen = hidden.flatten(0, 1)[positions]
-    if isinstance(head, OutputLayer):
-        total = head(chosen, targets)
-    else:  # wrapped by an adapter: its own forward must run
-        total = F.cross_entropy(head(chosen).float(), targets, reduction="sum")
+    chosen = hidden.flatten(0, 1).index_select(0, positions)
+    # Where an adapter changes the logits, its own forward must run.
+    total = head(chosen, targets) if takes_targets(head) else nll_of(head, chosen, targets)
     return total / (torch.numel(positions) if num_items_in_batch is None else num_items_in_batch)

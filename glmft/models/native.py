@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from glmft.errors import ConfigError
 from glmft.models.attention import eager_attention, mask_with_prefix, with_prefix
 from glmft.models.causal_lm import CausalLM
+from glmft.models.documents import Documents, attend_documents
 from glmft.models.head import OutputLayer
 from glmft.models.nf4 import Quantisable
 from glmft.models.prefix import VirtualTokens
@@ -78,15 +79,22 @@ class NativeDecoder(KeepsIntegers, VirtualTokens):
         """See `CausalLM.forward`."""
         if use_cache is None:  # with a cache, transformers does not look for packed documents in the positions
             use_cache = self.config.use_cache and not self.training and position_ids is None
-        prefix = self.prefix(self.dtype_of_words, past_key_values)
+        is_plain = attention_mask is None and position_ids is None and past_key_values is None and not use_cache
+        words = input_ids if inputs_embeds is None else inputs_embeds
+        documents = Documents.of(self.config, kwargs.pop("documents", None), kwargs.pop("contexts", None))
+        prefix = self.prefix(
+            self.dtype_of_words, past_key_values, len(documents.lengths) if documents else words.shape[0]
+        )
         if self.config.prompt_seq_len:  # the virtual tokens take the first positions
             if position_ids is None:
                 seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-                length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
-                position_ids = torch.arange(seen, seen + length, device=self.embed_tokens.weight.device)[None]
+                device = self.embed_tokens.weight.device
+                position_ids = torch.arange(seen, seen + words.shape[1], device=device)[None]
             position_ids = position_ids + self.config.prompt_seq_len
         if prefix is not None:
             kwargs["prefix"] = prefix
+        if documents or (is_plain and self.config._attn_implementation.endswith("sdpa")):
+            attention_mask = kwargs_of(documents, self.config, kwargs, words.device)
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -160,6 +168,22 @@ def use_prefixed_attention(config: Any) -> None:
     config._attn_implementation = name
 
 
+def kwargs_of(documents: Documents | None, config: Any, kwargs: dict[str, Any], device: torch.device) -> Tensor | None:
+    """Put into `kwargs` what has the layers keep documents apart; the mask to call transformers' model with.
+
+    One of four dimensions is taken as it is: no other is made from the values of the positions.
+
+    Args:
+        documents: None: plain causal attention of whole rows.
+    """
+    if "flash" in config._attn_implementation:
+        kwargs.update(documents.boundaries(device))
+        return None
+    use_prefixed_attention(config)
+    kwargs["is_unmasked"], kwargs["documents"] = True, documents
+    return torch.empty(1, 1, 1, 1, device=device)
+
+
 def prefixed_attention(
     module: nn.Module,
     query: Tensor,
@@ -167,24 +191,31 @@ def prefixed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     prefix: Tensor | None = None,
+    documents: Documents | None = None,
+    is_unmasked: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """The backend of `BACKENDS` with keys and values of virtual tokens in front.
 
     Args:
         query: [b, heads, s, d]; key, value: [b, groups, k, d].
-        prefix: [layers, 2, groups, P, d], or None.
+        prefix: [layers, 2, 1 or b, groups, P, d], or None.
+        documents: in place of a mask.
+        is_unmasked: whether the mask is none, and stands there that none be made.
 
     Returns:
         output [b, s, heads, d] and, if eager, the attention probabilities.
     """
     length = query.shape[2]
-    if prefix is not None:
-        own = prefix[module.layer_idx]
-        attention_mask = mask_with_prefix(attention_mask, own.shape[-2])
-        query, key, value = with_prefix(module.config, query, key, value, own, attention_mask)
     name = module.config._attn_implementation.removeprefix(PREFIXED)
     backend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
+    own = None if prefix is None else prefix[module.layer_idx]
+    attention_mask = None if is_unmasked else attention_mask
+    if documents:
+        return attend_documents(backend, module, query, key, value, documents, own, **kwargs), None
+    if own is not None:
+        attention_mask = mask_with_prefix(attention_mask, own.shape[-2])
+        query, key, value = with_prefix(module.config, query, key, value, own, attention_mask)
     attended, weights = backend(module, query, key, value, attention_mask, **kwargs)
     return attended[:, -length:], weights
 

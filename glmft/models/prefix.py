@@ -92,16 +92,21 @@ class VirtualTokens:
         """Mask and rotary tables of the virtual tokens [1, P, h] alone."""
         raise NotImplementedError
 
-    def prefix(self, dtype: torch.dtype, past_key_values: Cache | None) -> Tensor | None:
-        """[L, 2, g, P, d], or None without any. It is computed once for each cache that generation carries on."""
+    def prefix(self, dtype: torch.dtype, past_key_values: Cache | None, rows: int) -> Tensor | None:
+        """[L, 2, 1 or rows, g, P, d], or None without any: one of each row where dropout draws for each.
+
+        It is computed once for each cache that generation carries on.
+        """
         if not (self.config.pre_seq_len or self.config.prompt_seq_len):
             return None
         kept = getattr(past_key_values, "prefix", None)
         if kept is None:
             if self.config.pre_seq_len:
-                kept = self.dropout(self.prefix_encoder()).to(dtype)
+                kept = self.prefix_encoder().to(dtype)[:, :, None]
+                if self.training and self.dropout.p:
+                    kept = self.dropout(kept.expand(-1, -1, rows, -1, -1, -1))
             else:
-                kept = self.prompt_keys_values(dtype)
+                kept = self.prompt_keys_values(dtype)[:, :, None]
             if past_key_values is not None:
                 past_key_values.prefix = kept
         return kept

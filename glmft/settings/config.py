@@ -166,8 +166,8 @@ class TrainDataSettings(LearningSettings):
         "files of records (JSON, JSONL, CSV, TSV, Parquet), folders, globs, comma-separated; weights mix them "
         "(a.json:0.7,b.json:0.3); none: the shipped sample",
     )
-    packing: bool = setting(False, "several documents in one row of max_len, kept apart: no padding")
-    group_by_length: bool = setting(True, "put records of similar length into one optimizer step: less padding")
+    packing: bool = setting(False, "make rows of max_len of several documents, kept apart: micro-batches of one size")
+    group_by_length: bool = setting(True, "put records of similar length into one optimizer step: ranks wait less")
     show_first_record: bool = setting(True, "print the tokens and labels of the first record when training starts")
 
 
@@ -236,6 +236,9 @@ class TunerSettings:
     freeze_part: str = setting("all", "freeze: what of the freeze_last_n layers", choices=("all", "attention", "mlp"))
     pre_seq_len: int = setting(16, "ptuning, prompt: virtual tokens", at_least=1, at_most=WIDE)
     prefix_projection: bool = setting(True, "ptuning: make the prefix by a two-layer tanh network, as P-Tuning v2 may")
+    prefix_dropout: float = setting(
+        0.1, "ptuning: dropout probability of the prefix, drawn for each record", at_least=0, at_most=1
+    )
     prefix_hidden_size: int | None = setting(
         None, "ptuning: width inside that network; none: the model's own", at_least=1, at_most=WIDE
     )
@@ -255,6 +258,9 @@ class OptimizerSettings:
     title: ClassVar[str] = "optimizer and schedule"
 
     per_device_train_batch_size: int = setting(16, "records in one micro-batch of one rank", at_least=1)
+    max_tokens_per_batch: int | None = setting(
+        None, "split a micro-batch that holds more tokens, within the same optimizer step; none: never", at_least=1
+    )
     gradient_accumulation_steps: int = setting(1, "micro-batches of a rank in one optimizer step", at_least=1)
     learning_rate: float = setting(1e-3, "highest learning rate", more_than=0)
     weight_decay: float = setting(0.1, "decoupled weight decay, not on biases and norms", at_least=0)

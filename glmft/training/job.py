@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glmft.data.collate import collate, to_device
+from glmft.data.collate import one_row, to_device
 from glmft.data.dataset import Rows
 from glmft.data.sampler import Plan
 from glmft.dist import World
 from glmft.settings.config import TrainConfig
 from glmft.tuners.base import Tuner
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
 
 
 @dataclass
@@ -49,9 +49,12 @@ class Job:
 
 
 def make_batch(rows: Rows, numbers: list[int], window: list[int], job: Job) -> Batch:
-    """A micro-batch on this rank's device. A rank left without rows runs one of the window's, unsupervised."""
+    """A micro-batch on this rank's device, without padding.
+
+    A rank left without rows runs one of the window's, unsupervised.
+    """
     examples = [rows.examples[i] for i in numbers or window[:1]]
-    return to_device(collate(examples, job.tokenizer, supervise=bool(numbers)), job.world.device)
+    return to_device(one_row(examples, job.tokenizer, supervise=bool(numbers)), job.world.device)
 
 
 def count_supervised(micro_batches: list[Batch]) -> int:
@@ -62,7 +65,7 @@ def count_supervised(micro_batches: list[Batch]) -> int:
 def summed_loss(engine: Any, batch: Batch, world: World) -> Tensor:
     """The loss of a micro-batch in nats, summed over its supervised tokens."""
     with autocast(world):
-        return engine(**batch, num_items_in_batch=1, return_logits=False).loss
+        return engine(**batch, num_items_in_batch=1, return_logits=False, use_cache=False).loss
 
 
 def autocast(world: World) -> torch.autocast:

@@ -1,4 +1,4 @@
-"""A whole step with the longest rows there are, so that a lack of memory shows now and not hours later."""
+"""A whole step with the heaviest micro-batch there is, so that a lack of memory shows now and not hours later."""
 
 import math
 from typing import Any
@@ -12,14 +12,17 @@ from glmft.training.random_state import random_state, set_random_state
 from glmft.training.zero_state import forget_steps
 
 
-def try_longest_batch(engine: Any, optimizer: Any, job: Job) -> str:
+def try_longest_batch(engine: Any, optimizer: Any, job: Job, start: int, total: int) -> str:
     """Hold all memory of a step once; a line that says how much that was.
 
     Learning rate and gradient are zero, and the random states are put back. Adam's count starts at zero again, so this
     must come before a checkpoint is restored. Raises DivergenceError if the loss is not finite.
+
+    Args:
+        start, total: the run's optimizer steps are `start` to `total - 1`; tried is their micro-batch of most tokens.
     """
     world, lengths = job.world, job.rows.lengths
-    numbers = sorted(range(len(lengths)), key=lengths.__getitem__)[-job.config.per_device_train_batch_size :]
+    numbers = job.plan.heaviest(lengths, start, total)
     before = random_state(world)
     set_learning_rate(optimizer, 0.0)
     engine.train()
@@ -31,5 +34,5 @@ def try_longest_batch(engine: Any, optimizer: Any, job: Job) -> str:
     engine.step()
     forget_steps(engine)
     set_random_state(before, world)
-    size = f"{len(numbers)} row{'s' * (len(numbers) > 1)} of at most {lengths[numbers[-1]]:,} tokens"
+    size = f"{len(numbers)} row{'s' * (len(numbers) > 1)} of at most {max(lengths[i] for i in numbers):,} tokens"
     return f"the longest micro-batch fits: {size}, peak {peak_memory(world.device) / 2**30:.2f} GiB"

@@ -22,7 +22,7 @@ class Sizes:
         weights: bytes of all weights.
         base: bytes of the frozen ones.
         trained: how many numbers train.
-        tokens: in the longest micro-batch, padding included.
+        tokens: in the longest micro-batch.
         layers, hidden, ffn: the model's shape.
         width: bytes of one activation.
         quantisable: bytes that 4 bits would save of the frozen weights of the layers.
@@ -74,6 +74,8 @@ def advice_for(job: Job, model: Any) -> list[str]:
     """What would help a run against a lack of memory."""
     offloads = "offload_optimizer" in job.ds_config["zero_optimization"]
     known = sizes(model, job.rows.lengths, job.config, job.world.dtype.itemsize)
+    heaviest = job.plan.heaviest(job.rows.lengths, 0, job.plan.steps_per_epoch)
+    known = replace(known, tokens=sum(job.rows.lengths[i] for i in heaviest))
     if job.tuner.needs_floats or job.zero_stage == 3:
         known = replace(known, quantisable=0)
     return advice(known, job.config, job.zero_stage, offloads, job.world.size)

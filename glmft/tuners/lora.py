@@ -115,6 +115,8 @@ class Lora(Tuner):
     def apply(self, model: nn.Module) -> nn.Module:
         from peft import LoraConfig, get_peft_model
 
+        from glmft.tuners.lora_linear import in_one_step
+
         alpha = int(self.lora_alpha) if float(self.lora_alpha).is_integer() else self.lora_alpha
         config = LoraConfig(
             task_type="CAUSAL_LM",
@@ -129,6 +131,7 @@ class Lora(Tuner):
             modules_to_save=split_names(self.modules_to_save) or None,
         )
         model = get_peft_model(model, config)
+        in_one_step(model)
         cast_trainable(model, torch.float32)  # peft does so with its own parameters, not with whole modules
         if self.is_pissa:
             self.initial = {n: p.detach().to("cpu", copy=True) for n, p in model.named_parameters() if "lora_" in n}

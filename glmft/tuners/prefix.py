@@ -28,6 +28,7 @@ class Prefix(Tuner):
         pre_seq_len: virtual tokens.
         prefix_projection: make keys and values by embedding, linear, tanh, linear.
         prefix_hidden_size: width between the two linear layers; None: the model's own, as in the official code.
+        prefix_dropout: of its keys and values, drawn for each record, as in the official code.
         ptuning_checkpoint: a trained prefix to start from; its shape then replaces the settings above.
     """
 
@@ -35,6 +36,7 @@ class Prefix(Tuner):
     prefix_projection: bool
     prefix_hidden_size: int | None = None
     ptuning_checkpoint: str | None = None
+    prefix_dropout: float = 0.1
     name: ClassVar[str] = "ptuning"
     usual_rates: ClassVar[tuple[float, float]] = (1e-4, 5e-2)
 
@@ -57,6 +59,7 @@ class Prefix(Tuner):
         config.pre_seq_len, config.prefix_projection = self.pre_seq_len, self.prefix_projection
         config.prefix_hidden_size = self.prefix_hidden_size
         model.base_model.add_prefix_encoder()
+        model.base_model.dropout.p = self.prefix_dropout
         encoder = model.base_model.prefix_encoder
         encoder.to(model.get_input_embeddings().weight.device)
         initialise(encoder)

@@ -1,7 +1,7 @@
 import pytest
 
 from glmft.data import sampler
-from glmft.data.sampler import Plan, in_steps, padding_share
+from glmft.data.sampler import Plan, in_steps
 
 
 def steps(plan: Plan, start: int = 0, epochs: int = 1) -> list[list[int]]:
@@ -86,17 +86,18 @@ def test_records_share_a_window_with_those_shuffled_near_them(monkeypatch):
     assert plan.order(0)[300:] == shuffled[300:]
 
 
-def test_grouping_cuts_padding_and_keeps_the_order_of_lengths_random():
-    grouped, plain = Plan(300, 4, 1, 1, 1, LENGTHS), Plan(300, 4, 1, 1, 1)
-    assert padding_share(grouped, LENGTHS) < 0.2 * padding_share(plain, LENGTHS)
+def unevenness(plan: Plan) -> int:
+    """Tokens that the ranks' shares of a window differ by, over an epoch."""
+    shares = ([sum(LENGTHS[i] for rows in plan.micro_batches(w, r) for i in rows) for r in (0, 1)] for w in steps(plan))
+    return sum(abs(a - b) for a, b in shares)
+
+
+def test_grouping_gives_ranks_like_work_and_keeps_the_order_of_lengths_random():
+    grouped, plain = Plan(300, 2, 1, 2, 1, LENGTHS), Plan(300, 2, 1, 2, 1)
+    assert unevenness(grouped) < 0.2 * unevenness(plain)
     first = [LENGTHS[window[0]] for window in steps(grouped)]
     assert first != sorted(first)
     assert grouped.order(0) != grouped.order(1)
-
-
-def test_padding_is_counted_in_the_micro_batches_themselves():
-    assert padding_share(Plan(4, 2, 1, 1, 1, [1, 9, 1, 9]), [1, 9, 1, 9]) == 0
-    assert padding_share(Plan(2, 2, 1, 1, 1), [1, 3]) == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(2.5, 10), (0.1, 1), (1e-9, 1), (1, 4), (3.0, 12), (2.3, 10)])
@@ -109,3 +110,31 @@ def test_a_part_of_an_epoch_takes_as_many_steps_as_hold_it(epochs, steps):
 )
 def test_an_interval_below_one_is_a_share_of_all_steps(interval, total, steps):
     assert in_steps(interval, total) == steps
+
+
+def test_the_heaviest_micro_batch_is_one_of_the_run():
+    plan = Plan(300, 4, 2, 2, 1, LENGTHS)
+    batches = [rows for window in steps(plan) for rank in (0, 1) for rows in plan.micro_batches(window, rank)]
+    heaviest = plan.heaviest(LENGTHS, 0, plan.steps_per_epoch)
+    assert heaviest in batches
+    assert sum(LENGTHS[i] for i in heaviest) == max(sum(LENGTHS[i] for i in rows) for rows in batches)
+    assert plan.heaviest(LENGTHS, 3, 4) in [rows for r in (0, 1) for rows in plan.micro_batches(steps(plan)[3], r)]
+
+
+# ------------------------------------------------------------------------------------- bounded by tokens
+
+
+@pytest.mark.parametrize("grouped", [None, LENGTHS], ids=["shuffled", "grouped"])
+@pytest.mark.parametrize("bound", [1, 60, 150, 10**6])
+def test_a_bound_of_tokens_splits_micro_batches_and_changes_neither_records_nor_their_order(bound, grouped):
+    plan, plain = Plan(300, 4, 2, 3, 1, grouped, LENGTHS, bound), Plan(300, 4, 2, 3, 1, grouped)
+    assert steps(plan) == steps(plain)
+    for window in steps(plan):
+        batches = [plan.micro_batches(window, rank) for rank in range(3)]
+        assert len({len(of_rank) for of_rank in batches}) == 1  # all ranks have equally many
+        for rank, of_rank in enumerate(batches):
+            usual = plain.micro_batches(window, rank)
+            assert [r for rows in of_rank for r in rows] == [r for rows in usual for r in rows]
+            assert all(len(rows) <= 4 for rows in of_rank)
+            assert all(len(rows) == 1 or sum(LENGTHS[i] for i in rows) <= bound for rows in of_rank if rows)
+        assert bound < 10**6 or batches[0] == plain.micro_batches(window, 0)

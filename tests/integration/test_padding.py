@@ -1,4 +1,4 @@
-"""Packing and grouping in a run: less padding, and the loss of the same records."""
+"""Packing, grouping and a bound of tokens in a run: the loss and the gradient of the same records."""
 
 import pytest
 from ranks import NATIVE, SLOW, metrics, train
@@ -7,10 +7,13 @@ from ranks import NATIVE, SLOW, metrics, train
 @pytest.mark.parametrize(
     "family", ["glm", "glm2", "glm3", *(pytest.param(family, marks=SLOW) for family in ("glm4", *NATIVE))]
 )
-def test_a_whole_epoch_in_one_step_has_the_same_loss_packed_grouped_or_plain(family, all_folders, uneven, tmp_path):
+def test_a_whole_epoch_in_one_step_has_the_same_loss_packed_grouped_bounded_or_plain(
+    family, all_folders, uneven, tmp_path
+):
     ways = {
         "plain": ["--per_device_train_batch_size", "5", "--group_by_length", "False"],
         "grouped": ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "3"],
+        "bounded": ["--per_device_train_batch_size", "5", "--max_tokens_per_batch", "150"],
         "packed": ["--per_device_train_batch_size", "5", "--packing"],
     }
     common = [
@@ -29,10 +32,10 @@ def test_a_whole_epoch_in_one_step_has_the_same_loss_packed_grouped_or_plain(fam
         assert codes == [0, 0], printed
         found[way] = (metrics(tmp_path / way / "out")[0], printed)
     losses = [line["loss"] for line, _ in found.values()]
-    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-5)
     norms = [line["grad_norm"] for line, _ in found.values()]
-    assert norms == pytest.approx([norms[0]] * 3, rel=1e-4)
+    assert norms == pytest.approx([norms[0]] * 4, rel=1e-4)
     assert "10 documents packed into" in found["packed"][1]
-    shares = {way: float(printed.split("% of what is computed")[0].split()[-1]) for way, (_, printed) in found.items()}
-    assert shares["grouped"] < shares["plain"]
-    assert shares["packed"] < shares["plain"]
+    largest = {way: int(printed.split("micro-batch holds ")[1].split()[0]) for way, (_, printed) in found.items()}
+    assert max(largest["grouped"], largest["bounded"]) < largest["plain"]
+    assert largest["bounded"] <= 150

@@ -23,14 +23,14 @@ def test_positions_are_those_whose_successor_in_the_same_row_has_a_label():
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 4, 1000])
-def test_chunks_change_neither_loss_nor_gradients(chunk, parts, monkeypatch):
+def test_chunks_of_a_head_that_an_adapter_wraps_change_neither_loss_nor_gradients(chunk, parts, monkeypatch):
     hidden, labels, head = parts
     expected = nn.functional.cross_entropy(
         nn.functional.linear(hidden, head.weight, head.bias)[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
     )
     wanted = torch.autograd.grad(expected, (hidden, head.weight, head.bias))
     monkeypatch.setattr(module, "CHUNK", chunk)
-    loss = supervised_nll(hidden, labels, head)
+    loss = supervised_nll(hidden, labels, nn.Sequential(head))
     torch.testing.assert_close(loss, expected)
     for ours, theirs in zip(torch.autograd.grad(loss, (hidden, head.weight, head.bias)), wanted, strict=True):
         torch.testing.assert_close(ours, theirs)

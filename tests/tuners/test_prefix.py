@@ -26,3 +26,24 @@ def test_a_projected_prefix_has_the_official_shapes(family, width, official_fold
         "trans.2.weight": [keys_values, inside],
         "trans.2.bias": [keys_values],
     }
+
+
+@pytest.mark.parametrize("layout", ["rows", "documents"])
+@pytest.mark.parametrize("family", ["glm", "glm2", "native-glm"])
+def test_dropout_draws_for_each_record(family, layout, all_folders):
+    """Two equal records have two losses in training, as officially, and one where dropout is off."""
+    config = load_config(all_folders[family])
+    model = Prefix(4, False, prefix_dropout=0.5).apply(load_model(config, all_folders[family], torch.float32))
+    rows, places = torch.arange(5, 9).repeat(2, 1), torch.arange(4).repeat(2, 1)
+    if family == "glm":
+        places = torch.stack((places, torch.zeros_like(places)), dim=1)
+    batch = {"input_ids": rows, "position_ids": places, "attention_mask": torch.ones_like(rows)}
+    if layout == "documents":
+        batch = {"input_ids": rows.view(1, 8), "position_ids": torch.cat(tuple(places), dim=-1)[None]}
+        batch |= {"documents": (4, 4), "contexts": (4, 4)} if family == "glm" else {"documents": (4, 4)}
+    alike = {}
+    for trains in (False, True):
+        torch.manual_seed(0)
+        first, second = model.train(trains)(**batch, use_cache=False).logits.reshape(2, 4, -1)
+        alike[trains] = torch.allclose(first, second, atol=1e-5)
+    assert alike == {False: True, True: False}
