@@ -55,9 +55,9 @@ def measure(folder: Path, stage: int) -> dict[str, float]:
 def make(folder: Path) -> None:
     """The checkpoint to load, and a small one."""
     from examples.official_layout import SMALL, make_checkpoint, sentencepiece_model
-    from examples.quickstart.make_base import corpus, world_characters
+    from examples.quickstart.make_base import CHARACTERS, corpus
 
-    vocabulary = sentencepiece_model("glm2", corpus(), world_characters())
+    vocabulary = sentencepiece_model("glm2", corpus(), CHARACTERS)
     make_checkpoint(folder / "small", "glm2", vocabulary, SMALL["glm2"], safetensors=True)
     for name, safetensors in (("safetensors", True), ("bin", False)):
         make_checkpoint(folder / name, "glm2", vocabulary, SHAPE, max_shard_size="100MB", safetensors=safetensors)

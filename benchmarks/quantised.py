@@ -51,9 +51,9 @@ def official(family: str, **changes: Any) -> Any:
 
 
 def vocabulary() -> bytes:
-    from examples.quickstart.make_base import corpus, world_characters
+    from examples.quickstart.make_base import CHARACTERS, corpus
 
-    return sentencepiece_model("glm2", corpus(), world_characters())
+    return sentencepiece_model("glm2", corpus(), CHARACTERS)
 
 
 # ---------------------------------------------------------------------------------------------------------- bytes
@@ -263,7 +263,7 @@ def show_peak(families: list[str]) -> None:
 
 def trained_f1(folder: Path, seed: int, quantisation: str | None) -> float:
     """Train the quickstart's LoRA over the embedded base and score it on the shipped test file."""
-    from examples.quickstart.run import RECIPES, read
+    from examples.quickstart.run import RECIPES, Test, read
 
     flags = ["--quantization_bit", quantisation] if quantisation else []
     command = [sys.executable, "train.py", "--train_type", "lora", *RECIPES["lora"], *flags, "--seed", str(seed)]
@@ -273,10 +273,9 @@ def trained_f1(folder: Path, seed: int, quantisation: str | None) -> float:
         raise SystemExit(done.stderr)
     import glmft
 
-    questions, labels = read("test.json")
+    test = Test("seen patterns", read("test.json"))
     model, tokenizer = glmft.load(folder, quantization_bit=quantisation)
-    answers = glmft.answer(model, tokenizer, questions, batch_size=64, max_new_tokens=48)
-    return glmft.triple_f1(answers, labels)["f1"]
+    return test.f1(test.ask(model, tokenizer))
 
 
 def show_f1(kinds: Iterator[str]) -> None:

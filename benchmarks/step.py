@@ -96,11 +96,11 @@ class Bare:
 def measure(folder: Path, args: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of every counted step, by name."""
     from examples.official_layout import make_checkpoint, sentencepiece_model
-    from examples.quickstart.make_base import corpus, world_characters
+    from examples.quickstart.make_base import CHARACTERS, corpus
 
     world = start(args.device, "auto")
     shape = SHAPE_CUDA if world.device.type == "cuda" else SHAPE
-    vocabulary = sentencepiece_model("glm2", corpus(), world_characters())
+    vocabulary = sentencepiece_model("glm2", corpus(), CHARACTERS)
     base = make_checkpoint(folder / "base", "glm2", vocabulary, shape, safetensors=True)
     config = TrainConfig(
         model_name_or_path=str(base),

@@ -313,12 +313,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.output_dir.exists():
         parser.error(f"{args.output_dir} exists already; name a new folder")
-    from examples.quickstart.make_base import corpus, world_characters
+    from examples.quickstart.make_base import CHARACTERS, corpus
 
     vocabulary = (
-        args.tokenizer_model.read_bytes()
-        if args.tokenizer_model
-        else vocabulary_of(args.family, corpus(), world_characters())
+        args.tokenizer_model.read_bytes() if args.tokenizer_model else vocabulary_of(args.family, corpus(), CHARACTERS)
     )
     shape = {} if args.full_size else dict(SMALL[args.family])
     if args.num_layers:

@@ -43,9 +43,9 @@ def tokenizer(tmp_path_factory):
 def vocabularies() -> dict[str, bytes]:
     """A vocabulary file in the official form for each family, made on the spot."""
     from examples.official_layout import CONFIGS, vocabulary_of
-    from examples.quickstart.make_base import corpus, world_characters
+    from examples.quickstart.make_base import CHARACTERS, corpus
 
-    return {family: vocabulary_of(family, corpus(), world_characters()) for family in CONFIGS}
+    return {family: vocabulary_of(family, corpus(), CHARACTERS) for family in CONFIGS}
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The main job, end to end on the embedded tiny model: ask, fine-tune, ask again.
+"""The main job, end to end on the embedded tiny model: ask, fine-tune, ask again; beside it, what a regex gets.
 
     python examples/quickstart/run.py [--train_type lora|ptuning] [--seed 1234]
 
@@ -12,15 +12,22 @@ import shlex
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT))  # this file also runs as a script
+
+import glmft  # noqa: E402
+from examples.quickstart import template_regex  # noqa: E402
+
 RECIPES = {
     "lora": [
         *("--lora_dim", "16", "--lora_alpha", "32", "--lora_dropout", "0"),
         *("--lora_module_name", "query_key_value,dense,dense_h_to_4h,dense_4h_to_h"),
-        *("--learning_rate", "3e-3", "--max_steps", "600"),
+        *("--learning_rate", "3e-3", "--max_steps", "400"),
     ],
     "ptuning": [
         *("--pre_seq_len", "64", "--prefix_projection", "False"),
@@ -28,6 +35,7 @@ RECIPES = {
     ],
 }
 SHOWN = 3
+TESTS = {"seen patterns": "test.json", "new patterns": "test_new_patterns.json", "old task": "test_old_task.json"}
 
 
 def train(train_type: str, seed: int, folder: Path) -> None:
@@ -49,10 +57,28 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def read(name: str) -> tuple[list[str], list[str]]:
-    """Questions and labels of a shipped file."""
-    rows = [json.loads(line) for line in (HERE / name).read_text(encoding="utf-8").splitlines()]
-    return [row["instruction"] + row["input"] for row in rows], [row["output"] for row in rows]
+@dataclass(frozen=True)
+class Test:
+    """A shipped file of questions that no training file has."""
+
+    title: str
+    records: list[dict[str, str]]
+
+    @property
+    def labels(self) -> list[str]:
+        return [record["output"] for record in self.records]
+
+    def f1(self, answers: list[str]) -> float:
+        return glmft.triple_f1(answers, self.labels)["f1"]
+
+    def ask(self, model: Any, tokenizer: Any) -> list[str]:
+        questions = [record["instruction"] + record["input"] for record in self.records]
+        return glmft.answer(model, tokenizer, questions, batch_size=64, max_new_tokens=48)
+
+
+def read(name: str) -> list[dict[str, str]]:
+    """The records of a shipped file."""
+    return [json.loads(line) for line in (HERE / name).read_text(encoding="utf-8").splitlines()]
 
 
 def main() -> None:
@@ -61,28 +87,34 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1234)
     args = parser.parse_args()
 
-    import glmft
-
     glmft.quiet()
-    questions, labels = read("test.json")
-    new_questions, new_labels = read("test_new_patterns.json")
+    tests = [Test(title, read(name)) for title, name in TESTS.items()]
+    _, new, _ = tests
     model, tokenizer = glmft.load()
-    before = glmft.answer(model, tokenizer, questions, batch_size=64, max_new_tokens=48)
+    before = {test.title: test.ask(model, tokenizer) for test in tests}
+    expressions = template_regex.learn(read("train.json"))
 
     folder = ROOT / "output" / f"quickstart-{args.train_type}"
     train(args.train_type, args.seed, folder)
     trained = glmft.merge(glmft.MergeConfig(model_dir=str(folder))) if args.train_type == "lora" else folder
     model, tokenizer = glmft.load(trained)
-    after = glmft.answer(model, tokenizer, questions, batch_size=64, max_new_tokens=48)
-    new = glmft.answer(model, tokenizer, new_questions, batch_size=64, max_new_tokens=48)
+    after = {test.title: test.ask(model, tokenizer) for test in tests}
 
-    for question, label, old, answered in list(zip(questions, labels, before, after, strict=True))[:SHOWN]:
-        print(f"\nInput:         {question}\nLabel:         {shown(label)}")
+    for record, old, answered in list(zip(new.records, before[new.title], after[new.title], strict=True))[:SHOWN]:
+        print(f"\nInput:         {record['instruction']}{record['input']}\nLabel:         {shown(record['output'])}")
         print(f"Output before: {shown(old)}\nOutput after:  {shown(answered)}")
-    print(f"\n{'merged model' if trained != folder else 'adapter'} in {trained}")
-    scores = [glmft.triple_f1(*pair)["f1"] for pair in ((before, labels), (after, labels), (new, new_labels))]
-    print(f"triple F1 on sentence patterns never trained: {scores[2]:.3f}")
-    print(f"triple F1 before {scores[0]:.3f} after {scores[1]:.3f}")
+    print(f"\n{'merged model' if trained != folder else 'adapter'} in {trained}\n")
+
+    regex = [[template_regex.answer(expressions, record["input"]) for record in test.records] for test in tests]
+    rows = {
+        "base model": [test.f1(before[test.title]) for test in tests],
+        "regex read off train.json": [test.f1(answers) for test, answers in zip(tests, regex, strict=True)],
+        f"fine-tuned ({args.train_type})": [test.f1(after[test.title]) for test in tests],
+    }
+    print(f"{'triple F1':26}" + "".join(f"{test.title:>16}" for test in tests))
+    for name, scores in rows.items():
+        print(f"{name:26}" + "".join(f"{score:16.3f}" for score in scores))
+    print(f"\ntriple F1 before {new.f1(before[new.title]):.3f} after {new.f1(after[new.title]):.3f}")
 
 
 def shown(text: str) -> str:

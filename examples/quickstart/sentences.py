@@ -1,15 +1,18 @@
 """A deterministic generator of Chinese sentences about invented things, with the triples that stand in them.
 
-Two worlds share one grammar of sentences but no relation, no pattern and no instruction: `BASE` is what the tiny base
-model is pre-trained on, `TASK` is what it is fine-tuned for. Of each TASK relation the last patterns are held out, so
-that a test can ask for sentences never trained. Entities are two invented characters' names; those for testing appear
-nowhere in training.
+A pattern is a frame and a cue. The cue is the word that tells the relation ("治好" is 治疗), the frame is what stands
+around it ("{a}一直在{cue}{b}"). Two worlds share the frames, the openings, the distractors and the names' characters:
+BASE is what the tiny base model is pre-trained on, TASK is what it is fine-tuned for. They share no relation, no cue
+and no instruction. Of the frames the last of each kind are held out of TASK's training file, all relations alike; the
+names for testing appear nowhere in training, neither in TASK's nor in the base's.
 
-    python -m examples.quickstart.sentences        # writes train.json, test.json, test_new_patterns.json beside it
+    python -m examples.quickstart.sentences        # writes train.json and the three test files beside it
 """
 
 import json
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 ENTITY_CHARACTERS = (
@@ -17,55 +20,119 @@ ENTITY_CHARACTERS = (
     "瑶琳璃琪瑞祥福禄寿康宁泰安平顺达通远博睿哲思慧敏锐健勇毅诚信义廉洁素雅淡青紫朱墨银铜锡钢磐岩砂瓷锦绣绫纱帆舟桨"
 )
 TEST_SHARE = 0.1
+HELD_OUT = 5  # the last frames of each kind, which no sentence of TASK's training file has
 
-# relation: patterns; {h} is the head, {t} the tail.
-BASE = {
-    "位于": ["{h}坐落在{t}境内", "去{t}的人都会看看{h}", "{h}就在{t}的东边"],
-    "导演": ["{h}执导了影片{t}", "电影{t}出自{h}之手", "{h}拍摄的{t}上映了"],
-    "主演": ["{h}在{t}里担任主角", "观众因为{t}记住了演员{h}", "{t}的女主角由{h}扮演"],
-    "收购": ["{h}买下了{t}的全部股份", "{t}被{h}并入旗下", "{h}宣布把{t}收入囊中"],
-    "投资": ["{h}向{t}注入了资金", "{t}拿到了{h}的一笔钱", "{h}成为{t}的股东"],
-    "师从": ["{h}拜{t}为师", "{t}收{h}做了学生", "{h}年少时跟{t}学艺"],
-    "夫妻": ["{h}与{t}喜结良缘", "{h}嫁给了{t}", "{h}和爱人{t}一起出席"],
-    "出版": ["{h}推出了图书{t}", "书籍{t}由{h}印行", "{h}印了三万册{t}"],
-    "发明": ["{h}最早造出了{t}", "世上第一台{t}是{h}做的", "{h}凭{t}拿到了专利"],
-    "毕业": ["{h}在{t}读完了大学", "{t}的校友里有{h}", "{h}从{t}拿到学位"],
-    "任职": ["{h}在{t}上班", "{t}聘请{h}当经理", "{h}加入{t}工作"],
-    "流经": ["{h}的河水穿过{t}", "{t}的两岸就是{h}", "{h}向南流入{t}"],
-    "创办": ["{h}白手起家建起{t}", "{t}的老板是{h}", "{h}开设了{t}"],
-    "父亲": ["{h}把儿子{t}养大", "{t}是{h}的孩子", "{h}为女儿取名{t}"],
-    "击败": ["{h}赢了{t}三个球", "{t}输给了{h}", "{h}在决赛中战胜{t}"],
-    "赞助": ["{h}为{t}的比赛出钱", "{t}的球衣印着{h}", "{h}给{t}提供装备"],
-    "设计": ["{h}画出了{t}的图纸", "{t}的外形来自{h}", "{h}负责{t}的造型"],
-    "建造": ["{h}修起了大桥{t}", "高楼{t}由{h}施工", "{h}花三年盖好{t}"],
-    "邻居": ["{h}住在{t}的隔壁", "{h}跟{t}同一个院子", "{t}家的对门是{h}"],
-    "出口": ["{h}把{t}卖到国外", "{t}从{h}装船运走", "{h}每年外销{t}"],
-    "喜欢": ["{h}最爱{t}", "{h}对{t}十分着迷", "{t}让{h}很开心"],
-    "翻译": ["{h}把{t}译成中文", "{t}的译者是{h}", "{h}译完了{t}"],
-    "饲养": ["{h}养了一只{t}", "{t}是{h}家的宠物", "{h}每天喂{t}"],
-    "命名": ["{h}给新星起名叫{t}", "{t}这个名字来自{h}", "{h}称它为{t}"],
-}
-TASK = {
-    "部件故障": [
-        "{h}突然{t}，车子停下",
-        "检修时看到{h}有{t}",
-        "司机说{h}{t}",
-        "{h}坏了，样子是{t}",
-        "因为{h}{t}，车进了厂",
-    ],
-    "组成": ["{h}里面装有{t}", "{t}是{h}的一个零件", "拆开{h}可见{t}", "{h}少不了{t}", "厂家把{t}装进{h}"],
-    "检测工具": ["技师拿{t}查{h}", "查{h}要用{t}", "{t}专门量{h}", "用{t}看看{h}", "{h}要靠{t}来量"],
-    "治疗": ["{h}能治{t}", "得了{t}可以吃{h}", "医生开{h}来对付{t}", "{t}的病人用了{h}", "{h}对{t}有效"],
-    "症状": ["患{h}的人会{t}", "{t}多半是{h}引起的", "{h}发作时常见{t}", "得了{h}便{t}", "{h}让人{t}"],
-    "作曲": ["{h}为歌曲{t}谱曲", "歌曲{t}的旋律是{h}写的", "{h}写下名曲{t}", "名曲{t}是{h}的", "{h}谱了{t}"],
-    "演唱": ["歌手{h}唱了{t}", "{t}由歌手{h}唱红", "{h}在台上唱起{t}", "台上的{h}唱{t}", "歌手{h}带来{t}"],
-    "产地": ["{h}产自{t}", "{t}盛产{h}", "市场上的{h}来自{t}", "{h}是{t}的特产", "{t}种出了{h}"],
-}
-HELD_OUT = 2  # the last patterns of each TASK relation are never trained
+# {a} is the subject, {b} the object, {c} the cue.
+VERB_FRAMES = [
+    "{a}{c}{b}",
+    "{a}会{c}{b}",
+    "{a}常常{c}{b}",
+    "{a}同时{c}{b}",
+    "{a}为了大家{c}{b}",
+    "{a}只{c}{b}",
+    "{a}{c}的是{b}",
+    "{c}{b}的是{a}",
+    "{b}由{a}来{c}",
+    "{b}是{a}{c}的",
+    "{b}被{a}{c}了",
+    "{b}靠{a}去{c}",
+    "对于{b}，{a}{c}",
+    "{a}因为{c}{b}而有名",
+    "{a}最会{c}的就是{b}",
+    "能{c}{b}的只有{a}",
+    "{b}每年都让{a}{c}",
+    "要{c}{b}，就得看{a}",
+]
+NOUN_FRAMES = [
+    "{a}是{b}的{c}",
+    "{a}成为{b}的{c}",
+    "{a}当上了{b}的{c}",
+    "{b}的{c}是{a}",
+    "{b}的{c}叫{a}",
+    "{b}有个{c}，名叫{a}",
+    "{b}把{a}当{c}",
+    "{a}做了{b}的{c}",
+    "{b}请{a}来当{c}",
+    "{a}就是{b}新来的{c}",
+    "说起{b}的{c}，都知道{a}",
+    "大家称{a}为{b}的{c}",
+    "{a}这个{c}只跟{b}有关",
+]
 OPENINGS = ["", "", "", "据说", "听说", "今天", "去年", "后来", "大家都知道", "新闻里说", "记者写道", "书上写着"]
 JOINTS = ["，", "；", "，而且", "，同时", "。另外"]
+# What tells no relation of either world.
+DISTRACTORS = [
+    "{x}就在里面",
+    "{x}与{y}同年",
+    "这让{x}很开心",
+    "{x}今天走过{y}",
+    "{x}和{y}一起走了",
+    "{x}在外面听着",
+    "{x}看见了{y}",
+]
+WITNESSES = ["{x}说", "{x}听{y}说", "{x}写道", "{x}知道", "据{x}和{y}说"]
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A triple is subject_relation_object, the other way round when reversed."""
+
+    verbs: str
+    nouns: str
+    reversed: bool = False
+
+
+BASE = {
+    "导演": Relation("执导 拍出 开拍 导出", "拍片人 大导演"),
+    "收购": Relation("买下 收下 购入 接手", "买家 新东家"),
+    "投资": Relation("注资 入股 投钱 加股", "股东 出资人"),
+    "师从": Relation("引导 带出 造就 看好", "老师 师父", True),
+    "出版": Relation("印行 推出 发行 出书", "印书人 发行人"),
+    "发明": Relation("造出 发现 做成 做出", "发明人 专利人"),
+    "创办": Relation("开设 建起 开办 新开", "当家人 创办者"),
+    "击败": Relation("战胜 赢过 胜过 击落", "对手 赢家"),
+    "赞助": Relation("资助 供给 担负 付钱", "资助人 供给者"),
+    "设计": Relation("画出 做样 出图 造型", "画师 设计师"),
+    "建造": Relation("修起 盖好 施工 建成", "工人 修造者"),
+    "出口": Relation("卖出 运走 外运 装船", "卖家 外运者"),
+    "喜欢": Relation("爱上 着迷 看上 宠爱", "友人 爱人"),
+    "翻译": Relation("译出 译完 翻出 译成", "译者 译员"),
+    "饲养": Relation("喂大 养大 喂养 看养", "主人 养家"),
+    "任职": Relation("聘请 请来 聘用 任用", "东家 用人者", True),
+    "流经": Relation("流过 流入 穿过 流向", "河水 水流"),
+    "主演": Relation("扮演 演出 出演 演完", "主角 演员"),
+}
+TASK = {
+    "组成": Relation("装有 备有 带有 内装", "主机 大件"),
+    "部件故障": Relation("出现 发生 突发 患上", "坏件 病件"),
+    "检测工具": Relation("检查 测量 查看 量出", "量具 测具", True),
+    "治疗": Relation("治好 医治 对付 医好", "大夫 良医"),
+    "症状": Relation("引起 引发 带来 生出", "病因 起因"),
+    "作曲": Relation("谱写 写出 谱成 写成", "作者 曲师"),
+    "演唱": Relation("唱起 唱红 唱出 高唱", "歌手 歌者"),
+    "产地": Relation("盛产 种出 产出 生产", "老家 产家", True),
+}
 BASE_INSTRUCTION = "找出关系："
 TASK_INSTRUCTION = "你现在是一个信息抽取模型，请抽取文本中的三元组，内部用_连接，之间用\\n分割。文本："
+
+
+@dataclass(frozen=True)
+class Pattern:
+    frame: str
+    cue: str
+    relation: str
+    reversed: bool
+
+
+def patterns(world: dict[str, Relation], frames: Callable[[list[str]], list[str]] = list) -> list[Pattern]:
+    """Every cue of a world in each of its kind's frames, of which `frames` may choose."""
+    return [
+        Pattern(frame, cue, name, relation.reversed)
+        for name, relation in world.items()
+        for cues, of_kind in ((relation.verbs, VERB_FRAMES), (relation.nouns, NOUN_FRAMES))
+        for cue in cues.split()
+        for frame in frames(of_kind)
+    ]
 
 
 def entities() -> tuple[list[str], list[str]]:
@@ -76,37 +143,43 @@ def entities() -> tuple[list[str], list[str]]:
     return names[cut:], names[:cut]
 
 
-def sentence(rng: random.Random, names: list[str], patterns: dict[str, list[str]]) -> tuple[str, str]:
-    """One or two statements in a sentence, and their triples, one a line."""
-    count = 2 if rng.random() < 0.3 else 1
-    chosen = rng.sample(names, 2 * count)
+def sentence(rng: random.Random, names: list[str], choices: list[Pattern]) -> tuple[str, str]:
+    """One or two statements in a sentence, perhaps with clauses that state nothing, and the triples, one a line."""
+    chosen = iter(rng.sample(names, 10))
     clauses, triples = [], []
-    for head, tail in zip(chosen[::2], chosen[1::2], strict=True):
-        relation = rng.choice(list(patterns))
-        clauses.append(rng.choice(patterns[relation]).format(h=head, t=tail))
-        triples.append(f"{head}_{relation}_{tail}")
+    for _ in range(2 if rng.random() < 0.3 else 1):
+        pattern, subject, object_ = rng.choice(choices), next(chosen), next(chosen)
+        witness = rng.choice(WITNESSES) if rng.random() < 0.2 else ""
+        witness = witness.format(x=next(chosen), y=next(chosen))
+        clauses.append(witness + pattern.frame.format(a=subject, b=object_, c=pattern.cue))
+        head, tail = (object_, subject) if pattern.reversed else (subject, object_)
+        triples.append(f"{head}_{pattern.relation}_{tail}")
+    if rng.random() < 0.3:
+        distractor = rng.choice(DISTRACTORS).format(x=next(chosen), y=next(chosen))
+        clauses.insert(rng.randint(0, len(clauses)), distractor)
     return rng.choice(OPENINGS) + rng.choice(JOINTS).join(clauses) + "。", "\n".join(triples)
 
 
-def records(seed: int, count: int, names: list[str], patterns: dict[str, list[str]]) -> list[dict[str, str]]:
+def records(seed: int, count: int, names: list[str], choices: list[Pattern], instruction: str) -> list[dict[str, str]]:
     """`count` instruction/input/output records of different sentences."""
     rng, seen, rows = random.Random(seed), set(), []
     while len(rows) < count:
-        text, output = sentence(rng, names, patterns)
+        text, output = sentence(rng, names, choices)
         if text not in seen:
             seen.add(text)
-            rows.append({"instruction": TASK_INSTRUCTION, "input": text, "output": output})
+            rows.append({"instruction": instruction, "input": text, "output": output})
     return rows
 
 
 def main() -> None:
     train_names, test_names = entities()
-    trained = {relation: patterns[:-HELD_OUT] for relation, patterns in TASK.items()}
-    held_out = {relation: patterns[-HELD_OUT:] for relation, patterns in TASK.items()}
+    trained = patterns(TASK, lambda frames: frames[:-HELD_OUT])
+    held_out = patterns(TASK, lambda frames: frames[-HELD_OUT:])
     files = {
-        "train.json": records(1, 4000, train_names, trained),
-        "test.json": records(2, 200, test_names, trained),
-        "test_new_patterns.json": records(3, 200, test_names, held_out),
+        "train.json": records(1, 6000, train_names, trained, TASK_INSTRUCTION),
+        "test.json": records(2, 200, test_names, trained, TASK_INSTRUCTION),
+        "test_new_patterns.json": records(3, 200, test_names, held_out, TASK_INSTRUCTION),
+        "test_old_task.json": records(4, 200, test_names, patterns(BASE), BASE_INSTRUCTION),
     }
     for name, rows in files.items():
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

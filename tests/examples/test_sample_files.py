@@ -1,0 +1,32 @@
+"""The sample files of examples/data, one for each format."""
+
+import pytest
+
+from examples.quickstart.run import ROOT
+from glmft.data.formats import Options, file_format, read_records
+
+FORMAT_OF = {
+    "triples.jsonl": "triples",
+    "pairs.jsonl": "pairs",
+    "messages.jsonl": "messages",
+    "messages_tools.jsonl": "messages",
+    "conversations_tools.jsonl": "conversations",
+}
+
+
+@pytest.mark.parametrize("name", FORMAT_OF)
+def test_a_sample_file_is_read_as_its_format_to_the_last_record(name):
+    path = ROOT / "examples" / "data" / name
+    records, rejected = read_records(path)
+    assert file_format(path, Options()) == FORMAT_OF[name]
+    assert len(records) == len(path.read_text(encoding="utf-8").splitlines())
+    assert not rejected.reasons
+
+
+@pytest.mark.parametrize("name", ["messages_tools.jsonl", "conversations_tools.jsonl"])
+def test_the_samples_with_tools_hold_calls_and_what_came_of_them(name):
+    records, _ = read_records(ROOT / "examples" / "data" / name)
+    messages = [message for record in records for message in record.messages]
+    assert {"get_weather", "get_price"} <= {message.get("metadata") for message in messages}
+    assert any(message["role"] == "observation" for message in messages)
+    assert any(message.get("tools") for message in messages)
