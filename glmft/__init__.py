@@ -12,7 +12,7 @@ _EXPORTS = {
     "GlmftError": "glmft.errors",
     "InspectConfig": "glmft.settings.config",
     "MergeConfig": "glmft.settings.tools",
-    "PredictConfig": "glmft.settings.config",
+    "PredictConfig": "glmft.settings.answers",
     "TrainConfig": "glmft.settings.config",
     "answer": "glmft.inference.generation",
     "inspect_data": "glmft.commands.inspect_data",

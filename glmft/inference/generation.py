@@ -1,12 +1,14 @@
-"""Answer many prompts: batches of similar length, padded on the left, greedy."""
+"""Answer many prompts: batches of similar length, padded on the left; greedy, with beams, or drawn."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
 from glmft.data.encode import encode_prompt
 from glmft.data.templates import answer_text
+from glmft.inference.sampling import own_draws, sampling
+from glmft.settings.answers import DecodingSettings
 
 
 def answer(
@@ -15,57 +17,115 @@ def answer(
     queries: Sequence[str | Sequence[dict[str, Any]]],
     *,
     batch_size: int = 16,
+    max_tokens_per_batch: int | None = None,
     max_src_len: int = 2048,
-    max_new_tokens: int = 256,
     template: str = "default",
     advance: Callable[[int], Any] = lambda count: None,
-    known: dict[int, str] | None = None,
-    keep: Callable[[dict[int, str]], Any] = lambda answers: None,
+    **decoding: Any,
 ) -> list[str]:
     """The model's answer to each query, in the order of the queries.
 
     Args:
         queries: questions, or conversations of messages with `role` and `content`.
         batch_size: prompts generated together.
+        max_tokens_per_batch: in place of `batch_size`, as in `batches`.
         max_src_len: longest prompt, in tokens; longer ones are cut as in training.
-        max_new_tokens: longest answer, in tokens.
         template: as in training.
         advance: called with the number of answers finished since its last call.
-        known: answers that need not be generated, by the number of their query.
-        keep: called with the answers of each batch.
+        decoding: fields of `DecodingSettings`: `max_new_tokens`, `num_beams`, `do_sample`, …
     """
-    known = known or {}
+    settings = DecodingSettings(**decoding)
     prompts = [encode_prompt(tokenizer, query, max_src_len, template)[0] for query in queries]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
-    answers = [known.get(i, "") for i in range(len(prompts))]
-    order = [i for i in order if i not in known]
-    advance(len(known))
-    for first in range(0, len(order), batch_size):
-        chosen = order[first : first + batch_size]
-        generated = generate(model, tokenizer, [prompts[i] for i in chosen], max_new_tokens)
-        for i, ids in zip(chosen, generated, strict=True):
+    groups = batches([len(prompt) for prompt in prompts], settings, batch_size, max_tokens_per_batch)
+    answers = answer_batches(model, tokenizer, prompts, groups, settings, advance=advance)
+    return [answers[i] for i in range(len(prompts))]
+
+
+def batches(
+    lengths: Sequence[int], settings: DecodingSettings, batch_size: int, max_tokens: int | None = None
+) -> list[list[int]]:
+    """Numbers of prompts that are generated together, the longest first: what needs most memory shows at once.
+
+    Args:
+        lengths: tokens of the prompts.
+        max_tokens: in place of `batch_size`: prompts, padded, and room for their answers, for every beam, take at most
+            this many tokens; a prompt that is too long for that goes alone.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    groups = []
+    while order:
+        size = batch_size
+        if max_tokens is not None:
+            size = max(1, max_tokens // ((lengths[order[0]] + settings.max_new_tokens) * settings.num_beams))
+        groups.append(order[:size])
+        order = order[size:]
+    return groups
+
+
+def answer_batches(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    groups: Iterable[list[int]],
+    settings: DecodingSettings,
+    first: int = 0,
+    advance: Callable[[int], Any] = lambda count: None,
+) -> dict[int, str]:
+    """Answers by the number of their prompt.
+
+    Args:
+        prompts: ids.
+        groups: as `batches` gives them.
+        first: the record that the first prompt belongs to.
+        advance: called with the number of answers of each batch.
+    """
+    answers = {}
+    for group in groups:
+        numbers = [first + i for i in group]
+        for i, ids in zip(
+            group, generate(model, tokenizer, [prompts[i] for i in group], settings, numbers), strict=True
+        ):
             answers[i] = answer_text(tokenizer, ids)
-        keep({i: answers[i] for i in chosen})
-        advance(len(chosen))
+        advance(len(group))
     return answers
 
 
 @torch.no_grad()
 def generate(
-    model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int, synced: bool = False
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    settings: DecodingSettings,
+    numbers: Sequence[int] | None = None,
+    synced: bool = False,
 ) -> list[list[int]]:
-    """Greedy continuations of prompts given as ids, without them.
+    """Continuations of prompts given as ids, without them.
 
     Args:
+        numbers: of the records, by which they have their own random numbers; none: 0, 1, …
         synced: go on with empty passes until every rank has finished, as ZeRO-3 needs.
     """
     batch = tokenizer.pad({"input_ids": prompts}, padding=True, return_tensors="pt").to(model.device)
+    numbers = range(len(prompts)) if numbers is None else numbers
     ids = model.generate(
         **batch,
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
+        **choice_of_tokens(settings, tokenizer.family, numbers),
+        max_new_tokens=settings.max_new_tokens,
+        num_beams=settings.num_beams,
+        repetition_penalty=float(settings.repetition_penalty),
         eos_token_id=tokenizer.stop_ids,
         pad_token_id=tokenizer.pad_token_id,
         synced_gpus=synced,
     )
     return ids[:, batch["input_ids"].shape[1] :].tolist()
+
+
+def choice_of_tokens(settings: DecodingSettings, family: str, numbers: Sequence[int]) -> dict[str, Any]:
+    """What `model.generate` is told about the choice among the next tokens."""
+    if not settings.do_sample:
+        return {"do_sample": False}
+    if settings.num_beams == 1:
+        return {"do_sample": False, "logits_processor": own_draws(settings, family, numbers)}
+    # Beams are drawn by transformers, from the generator of the process: their draws hang on the batch.
+    torch.manual_seed(settings.seed + min(numbers))
+    return {"do_sample": True, **sampling(settings, family)}

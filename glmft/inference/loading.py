@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glmft.dist import env_local_rank
 from glmft.errors import ConfigError
 from glmft.family import ADAPTER_JSON, FAMILIES, PEFT_JSON, QUANTISATIONS
 from glmft.reading import is_file, read_json
@@ -124,6 +125,7 @@ def load(
     prefix: str | Path | None = None,
     quantization_bit: str | int | None = None,
     attn_implementation: str = "sdpa",
+    device_map: str | None = None,
 ) -> tuple[Any, Any]:
     """Model, in eval mode on its device, and tokenizer.
 
@@ -136,6 +138,7 @@ def load(
         prefix: a P-Tuning v2 checkpoint to put onto the base model: a folder or file with
             `transformer.prefix_encoder.*`, safetensors or the official `pytorch_model.bin`.
         quantization_bit: 8, 4 or `nf4`: how the weights of the layers are held; None: as the folder has them.
+        device_map: `auto`: spread the layers over all accelerators; what does not fit stays on the host.
 
     Raises:
         ConfigError, CheckpointError: with one line for what is wrong and how to mend it.
@@ -149,11 +152,13 @@ def load(
     from glmft.tokenizers.loading import load_tokenizer
     from glmft.tuners import load_adapter
 
+    if device_map not in (None, "auto"):
+        raise ConfigError(f"device_map {device_map!r}: is none of auto")
     if mode is not None and mode not in FAMILIES:
         raise ConfigError(f"mode {mode!r}: is none of {', '.join(FAMILIES)}")
     if quantization_bit is not None and str(quantization_bit) not in QUANTISATIONS:
         raise ConfigError(f"quantization_bit {quantization_bit!r}: is none of {', '.join(QUANTISATIONS)}")
-    chosen = choose_device(device)
+    chosen = choose_device(device, env_local_rank())
     number_format = choose_dtype(dtype, chosen)
     place = locate(path, base_model_path)
     config = load_config(place.base, mode, None if quantization_bit is None else str(quantization_bit))
@@ -168,7 +173,19 @@ def load(
         from glmft.tuners.prefix import put_prefix
 
         put_prefix(model, Path(prefix))
-    return model.to(chosen).eval(), tokenizer
+    model = spread(model) if device_map == "auto" and chosen.type != "cpu" else model.to(chosen)
+    return model.eval(), tokenizer
+
+
+def spread(model: Any) -> Any:
+    """The model with its layers on all accelerators, by accelerate; each runs where it lies, the rest by turns."""
+    from accelerate import dispatch_model, infer_auto_device_map
+    from accelerate.utils import get_balanced_memory
+
+    whole = model._no_split_modules
+    memory = get_balanced_memory(model, no_split_module_classes=whole)
+    places = infer_auto_device_map(model, max_memory=memory, no_split_module_classes=whole)
+    return dispatch_model(model, places, skip_keys=["past_key_values"])
 
 
 def prefix_to_peft(path: str | Path, target: str | Path, base_model_path: str | Path | None = None) -> None:
