@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from glmft import __version__
@@ -14,8 +15,9 @@ from glmft.console import hold_standard_files, lasting_output
 from glmft.dist import alike_on_all_ranks, end_process, env_rank, is_main, parting
 from glmft.errors import GlmftError, Stopped, Unforeseen, of_the_system, shown
 from glmft.settings.answers import PredictConfig, ScoreConfig
+from glmft.settings.compare import CompareConfig
 from glmft.settings.config import InspectConfig, TrainConfig
-from glmft.settings.flags import parse_arguments
+from glmft.settings.flags import parse_arguments, parse_known
 from glmft.settings.tools import MergeConfig, QuantizeConfig
 from glmft.settings.yaml_file import demo_arguments
 from glmft.training.signals import interruptible, stopped_line
@@ -64,6 +66,19 @@ def score(argv: Sequence[str], program: str) -> int:
     return 0
 
 
+def compare(argv: Sequence[str], program: str) -> int:
+    """train in several ways, score, put side by side"""
+    config, train_flags = parse_known(CompareConfig, list(argv), program)
+    config.train_flags = tuple(train_flags)
+    from glmft.commands.compare import compare as run
+
+    run(config)
+    print()
+    print(Path(config.output_dir, "compare.md").read_text(encoding="utf-8"))
+    print(f"the same in {config.output_dir}: compare.md, compare.csv, compare_runs.csv, compare.png")
+    return 0
+
+
 def with_first(flag: str, argv: Sequence[str]) -> list[str]:
     """Arguments whose first may stand without its flag."""
     return [*([flag] if argv and not argv[0].startswith("-") else []), *argv]
@@ -100,6 +115,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
     "train": train,
     "predict": predict,
     "score": score,
+    "compare": compare,
     "merge": merge,
     "quantize": quantize,
     "inspect": inspect,

@@ -66,6 +66,12 @@ def parse_arguments(
     return _parse(kind, argv, parser)
 
 
+def parse_known(kind: type[Settings], argv: list[str], program: str) -> tuple[Settings, list[str]]:
+    """Flags to a settings object, and the flags that it does not have. Raises ConfigError for wrong values."""
+    values, rest = _parser(kind, program).parse_known_args(argv)
+    return kind(**vars(values)), rest
+
+
 def _parse(kind: type[Settings], argv: list[str], parser: argparse.ArgumentParser) -> Settings:
     known = [option for action in parser._actions for option in action.option_strings]
     argv, ignored = _without_ignored(_with_config(argv, known), kind)

@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from glmft.device import peak_memory
-from glmft.dist import barrier, gather_objects
+from glmft.dist import barrier, gather_objects, whole_shape
 from glmft.errors import Stopped
 from glmft.files import write_json
+from glmft.models.quantised import numbers_in
 from glmft.settings.config import to_json
 from glmft.training.checkpoint import OPTIMIZER, publishing
 from glmft.training.job import Job
@@ -37,6 +38,7 @@ class TrainResult:
         last_loss: mean over the supervised tokens behind the last log line, in nats.
         seconds: of this process; a resumed run counts from the resumption.
         peak_memory_bytes: of rank 0: the accelerator's, or the process's without one.
+        trainable_parameters, total_parameters: how many numbers trained, and how many the model has.
         best: best value of the watched metric, and the step it was seen at.
     """
 
@@ -48,6 +50,8 @@ class TrainResult:
     tokens: int
     supervised_tokens: int
     peak_memory_bytes: int
+    trainable_parameters: int
+    total_parameters: int
     best: float | None = None
     best_step: int | None = None
 
@@ -111,7 +115,7 @@ def save_and_stop(engine: Any, state: TrainerState, stop: StopSignals, tracker: 
 def save_result(engine: Any, state: TrainerState, tracker: Tracker, job: Job) -> TrainResult:
     """Save what was trained, and the run's figures, into the output folder itself. Collective."""
     trained = job.tuner.state(engine.module)
-    result = result_of(state, tracker, job)
+    result = result_of(engine.module, state, tracker, job)
     with publishing(job.folder, job.world, into=True) as aside:
         if aside is not None:
             write_trained(engine, trained, aside, job)
@@ -122,7 +126,7 @@ def save_result(engine: Any, state: TrainerState, tracker: Tracker, job: Job) ->
     return result
 
 
-def result_of(state: TrainerState, tracker: Tracker, job: Job) -> TrainResult:
+def result_of(model: Any, state: TrainerState, tracker: Tracker, job: Job) -> TrainResult:
     if state.open_supervised:  # the run ended between two log lines
         state.take()
     return TrainResult(
@@ -134,6 +138,8 @@ def result_of(state: TrainerState, tracker: Tracker, job: Job) -> TrainResult:
         tokens=state.tokens,
         supervised_tokens=state.supervised,
         peak_memory_bytes=peak_memory(job.world.device),
+        trainable_parameters=sum(whole_shape(p).numel() for p in model.parameters() if p.requires_grad),
+        total_parameters=numbers_in(model),
         best=state.best,
         best_step=state.best_step,
     )
