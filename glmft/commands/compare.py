@@ -146,7 +146,7 @@ def scores_before(config: CompareConfig, first: TrainConfig, sets: dict[str, str
 def write(
     config: CompareConfig, runs: list[Run], outcomes: list[Outcome], before: dict[str, float], sets: dict[str, str]
 ) -> list[Row]:
-    """All files, after each run anew. Raises CheckpointError if the disk is full."""
+    """All files, after each run anew; the picture after the last. Raises CheckpointError if the disk is full."""
     folder = Path(config.output_dir)
     names = list(dict.fromkeys(outcome.run.tuner for outcome in outcomes))
     rows = [Row("the base, untrained", BASE, before)]
@@ -158,7 +158,8 @@ def write(
             aside.write_text(markdown(rows, metric, heading(config, runs, len(outcomes), sets)), encoding="utf-8")
         write_table(folder / "compare.csv", rows)
         write_runs(folder / "compare_runs.csv", outcomes)
-        draw(folder / "compare.png", rows, metric)
+        if len(outcomes) == len(runs):
+            draw(folder / "compare.png", rows, metric)
     return rows
 
 

@@ -1,15 +1,14 @@
 """One run of a comparison: an ordinary run folder, trained by `glmft train`, scored by `glmft predict`."""
 
-import contextlib
 import dataclasses
 import itertools
 import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from glmft.commands.predict import predict
 from glmft.errors import ConfigError, GlmftError, one_line
@@ -83,9 +82,7 @@ def train_run(run: Run, launcher: str, log: Path) -> None:
         flags += ["--resume", "yes"] if checkpoints(run.folder) else ["--overwrite_output_dir"]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file:
-        process = subprocess.Popen(command(flags, launcher), stdin=subprocess.DEVNULL, stdout=file, stderr=file)
-        with ended_with_us(process):
-            code = process.wait()
+        code = started(command(flags, launcher), file)
     if code:
         raise GlmftError(f"{reason_in(log)} (exit code {code}; {log})")
 
@@ -97,11 +94,11 @@ def command(flags: list[str], launcher: str) -> list[str]:
     return [*words, *module, "glmft", "train", *flags]
 
 
-@contextlib.contextmanager
-def ended_with_us(process: subprocess.Popen) -> Iterator[None]:
-    """Whatever ends this process first asks that one to stop, which saves a checkpoint."""
+def started(words: list[str], log: BinaryIO) -> int:
+    """The exit code of a process. Whatever ends this one first asks that one to stop, which saves a checkpoint."""
+    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
-        yield
+        return process.wait()
     except BaseException:
         process.terminate()
         process.wait()

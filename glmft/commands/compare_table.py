@@ -179,15 +179,13 @@ def draw(path: Path, rows: Sequence[Row], metric: str) -> None:
     panels = figure.subplots(1, 1 + has_general, squeeze=False, width_ratios=widths)[0]
     _bars(panels[0], ours, f"test/{metric}", base)
     for i, row in enumerate(theirs, len(ours)):
-        panels[0].bar(i, row.means[f"test/{metric}"], color="white", edgecolor="gray", hatch="//")
-    labels = [row.name for row in ours] + [f"{row.name}\n(published)" for row in theirs]
-    panels[0].set_xticks(range(len(labels)), labels, rotation=30, ha="right")
-    panels[0].set_title("the task", fontsize=10)
+        bar = panels[0].bar(i, row.means[f"test/{metric}"], color="white", edgecolor="gray", hatch="//")
+        panels[0].bar_label(bar, fmt="%.3g", fontsize=8, padding=2)
+    _finish(panels[0], [row.name for row in ours] + [f"{row.name}\n(published)" for row in theirs], "the task")
     panels[0].set_ylabel(TITLES[metric])
     if has_general:
         _bars(panels[1], ours, f"general/{metric}", base)
-        panels[1].set_xticks(range(len(ours)), [row.name for row in ours], rotation=30, ha="right")
-        panels[1].set_title("something else that the base can do: what is left of it", fontsize=10)
+        _finish(panels[1], [row.name for row in ours], "what else the base could do: the rest of it")
     with new_file(path) as aside:
         figure.savefig(aside, format="png", dpi=120)
 
@@ -198,10 +196,19 @@ def _bars(axes: Any, rows: Sequence[Row], name: str, base: Row | None) -> None:
         if name not in row.means:
             axes.text(i, 0, "failed", rotation=90, ha="center", va="bottom", color="gray")
             continue
-        axes.bar(i, row.means[name], yerr=row.spreads.get(name), capsize=4, color=f"C{i}", alpha=0.8)
+        bar = axes.bar(i, row.means[name], yerr=row.spreads.get(name), capsize=4, color=f"C{i}", alpha=0.8)
+        axes.bar_label(bar, fmt="%.3g", fontsize=8, padding=2)
         axes.plot([i] * len(row.each[name]), row.each[name], ".", color="black", markersize=4)
     if base is not None and name in base.means:
         axes.axhline(base.means[name], color="black", linestyle="--", linewidth=1, label="the base, untrained")
         axes.legend(fontsize=8)
+
+
+def _finish(axes: Any, labels: Sequence[str], title: str) -> None:
+    axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right", fontsize=8)
+    axes.set_xlim(-0.6, len(labels) - 0.4)
     axes.set_ylim(bottom=0)
+    axes.margins(y=0.15)
+    axes.set_title(title, fontsize=10)
     axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)

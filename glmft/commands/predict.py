@@ -209,7 +209,7 @@ def survey(config: PredictConfig, sources: Sequence[Source], place: Place, folde
 def notes(task: Task) -> list[str]:
     """Lines for whoever reads along."""
     lines = []
-    if task.kept.lines:
+    if 0 < task.kept.lines < task.records:
         lines.append(f"going on behind {task.kept.lines} of {task.records} answers in {task.folder / PREDICTIONS}")
     if task.cut:
         lines.append(f"warning: {task.cut} of {task.records} prompts are too long and were cut; see --max_src_len")
