@@ -65,7 +65,12 @@ def with_drops(figures: dict[str, float], before: dict[str, float]) -> dict[str,
 
 def published_rows() -> list[Row]:
     return [
-        Row(row.tuner, THEIRS, {f"test/{key}": value for key, value in row.scores.items()}, note=row.source)
+        Row(
+            f"{row.tuner} (published)",
+            THEIRS,
+            {f"test/{key}": value for key, value in row.scores.items()},
+            note=row.source,
+        )
         for row in PUBLISHED
     ]
 
@@ -96,7 +101,7 @@ def _line(row: Row, shown: Sequence[str], metric: str, columns: int) -> str:
     share = count and count / row.means.get("total_parameters", count)
     cells = [row.name + (f" ({len(row.failures)} failed)" if row.failures else "")]
     if row.kind == THEIRS:
-        cells = [f"*published, not measured here:* {row.name} ({row.note})"]
+        cells = [f"*{row.name}; {row.note}*"]
     cells.append("nothing" if row.kind == BASE else f"{count:,.0f} ({share:.2%})" if count else "–")
     cells += [_score(name, row.means.get(f"test/{name}"), row.spreads.get(f"test/{name}")) for name in shown]
     cells.append(_spread("{:.4f}", row, "final_loss"))
@@ -181,7 +186,7 @@ def draw(path: Path, rows: Sequence[Row], metric: str) -> None:
     for i, row in enumerate(theirs, len(ours)):
         bar = panels[0].bar(i, row.means[f"test/{metric}"], color="white", edgecolor="gray", hatch="//")
         panels[0].bar_label(bar, fmt="%.3g", fontsize=8, padding=2)
-    _finish(panels[0], [row.name for row in ours] + [f"{row.name}\n(published)" for row in theirs], "the task")
+    _finish(panels[0], [row.name for row in ours] + [row.name.replace(" (", "\n(") for row in theirs], "the task")
     panels[0].set_ylabel(TITLES[metric])
     if has_general:
         _bars(panels[1], ours, f"general/{metric}", base)
