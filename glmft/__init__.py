@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 # What a notebook needs; each is imported when it is first used, as torch and transformers take seconds.
 _EXPORTS = {
     "GlmftError": "glmft.errors",
-    "InspectConfig": "glmft.settings.config",
+    "InspectConfig": "glmft.settings.tools",
     "MergeConfig": "glmft.settings.tools",
     "PredictConfig": "glmft.settings.answers",
     "TrainConfig": "glmft.settings.config",

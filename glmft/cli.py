@@ -16,9 +16,9 @@ from glmft.dist import alike_on_all_ranks, end_process, env_rank, is_main, parti
 from glmft.errors import GlmftError, Stopped, Unforeseen, of_the_system, shown
 from glmft.settings.answers import PredictConfig, ScoreConfig
 from glmft.settings.compare import CompareConfig
-from glmft.settings.config import InspectConfig, TrainConfig
-from glmft.settings.flags import parse_arguments, parse_known
-from glmft.settings.tools import MergeConfig, QuantizeConfig
+from glmft.settings.config import TrainConfig
+from glmft.settings.flags import parse_arguments, split_flags
+from glmft.settings.tools import InspectConfig, MergeConfig, QuantizeConfig
 from glmft.settings.yaml_file import demo_arguments
 from glmft.training.signals import interruptible, stopped_line
 
@@ -68,8 +68,9 @@ def score(argv: Sequence[str], program: str) -> int:
 
 def compare(argv: Sequence[str], program: str) -> int:
     """train in several ways, score, put side by side"""
-    config, train_flags = parse_known(CompareConfig, list(argv), program)
-    config.train_flags = tuple(train_flags)
+    own, of_training = split_flags(argv, CompareConfig, TrainConfig)
+    config = parse_arguments(CompareConfig, own, program)
+    config.train_flags = tuple(of_training)
     from glmft.commands.compare import compare as run
 
     run(config)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from glmft.console import say
-from glmft.data.sampler import Plan
+from glmft.data.sampler import Plan, in_steps
 from glmft.dist import same_fate, sum_over_ranks
 from glmft.settings.config import TrainConfig
 from glmft.training.checkpoint import open_optimizer
@@ -157,18 +157,19 @@ def grad_norm(engine: Any, result: StepResult) -> float | None:
 
 def is_log_step(state: TrainerState, config: TrainConfig) -> bool:
     """Every `show_loss_step`, and at the end of the run."""
-    return state.step % config.show_loss_step == 0 or state.step == state.total_steps
+    return state.step % in_steps(config.show_loss_step, state.total_steps) == 0 or state.step == state.total_steps
 
 
 def is_save_step(state: TrainerState, plan: Plan, config: TrainConfig) -> bool:
     """Every `save_model_step`, else at each epoch's end; when the watched metric was never better; and at the end."""
-    regular = state.step % (config.save_model_step or plan.steps_per_epoch) == 0
+    regular = state.step % in_steps(config.save_model_step or plan.steps_per_epoch, state.total_steps) == 0
     return regular or is_over(state, config) or (config.save_best is not None and state.best_step == state.step)
 
 
 def is_eval_step(state: TrainerState, plan: Plan, config: TrainConfig) -> bool:
     """Every `eval_steps`, else at each epoch's end; and at the end of the run."""
-    return state.step % (config.eval_steps or plan.steps_per_epoch) == 0 or state.step == state.total_steps
+    interval = in_steps(config.eval_steps or plan.steps_per_epoch, state.total_steps)
+    return state.step % interval == 0 or state.step == state.total_steps
 
 
 def is_over(state: TrainerState, config: TrainConfig) -> bool:

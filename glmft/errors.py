@@ -3,7 +3,7 @@
 import difflib
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 
 class GlmftError(Exception):
@@ -100,8 +100,14 @@ def of_the_system(error: Exception) -> GlmftError | None:
 
 def nearest(name: str, known: Iterable[str], shown: Callable[[str], str] = str) -> str:
     """A hint at the known name that a wrong one is closest to; empty if none is close."""
-    close = difflib.get_close_matches(name[:80], list(known), 1, 0.5)
+    close = difflib.get_close_matches(name[:80], list(known), 1, 0.6)
     return f"; did you mean {shown(close[0])}?" if close else ""
+
+
+def hints(names: Sequence[str], known: Iterable[str], shown: Callable[[str], str] = str) -> list[str]:
+    """`nearest` of each name; what will not be printed gets none, as looking takes its time."""
+    known = list(known)
+    return [nearest(name, known, shown) if i < MOST_LINES else "" for i, name in enumerate(names)]
 
 
 def one_line(error: object, longest: int = 200) -> str:

@@ -15,6 +15,7 @@ FAMILIES = {"glm": "ChatGLM-6B", "glm2": "ChatGLM2-6B", "glm3": "ChatGLM3-6B", "
 QUANTISATIONS = ("8", "4", "nf4")  # ways to hold the weights of the layers
 FAMILY_KEY = "glmft_family"
 ADAPTER_JSON, PEFT_JSON = "glmft_adapter.json", "adapter_config.json"  # what an adapter's folder holds
+RECORD_JSON = "glmft_training.json"  # how a model was trained whole or merged, in its own folder
 _NAMES = {"chatglm3": "glm3", "chatglm2": "glm2", "codegeex2": "glm2", "chatglm-6b": "glm", "glm-4": "glm4"}
 GLM4_VOCABULARY = 151552
 NATIVE_TYPES = ("glm", "glm4")  # of GLM-4 in transformers' own layout

@@ -64,6 +64,7 @@ def table_of(kind: Kind, most: int = 10_000) -> Kind:
 
 
 NULL = Kind("null", lambda value: value is None)
+OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 ANYTHING = Kind("anything", lambda value: True)
 

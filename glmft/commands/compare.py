@@ -10,22 +10,16 @@ from glmft.console import say
 from glmft.dist import is_launched
 from glmft.errors import ConfigError, GlmftError, nearest
 from glmft.files import new_file, refusals_as
+from glmft.settings.aliases import VALUES, names_of
 from glmft.settings.checks import check, range_problems, text_problems
 from glmft.settings.compare import CompareConfig
-from glmft.settings.config import TRAIN_TYPE_ALIASES, TUNERS, TrainConfig
+from glmft.settings.config import TUNERS, TrainConfig
 from glmft.settings.defaults import EMBEDDED, shipped, with_defaults
-from glmft.settings.flags import parse_arguments
+from glmft.settings.flags import in_our_names, parse_arguments
 from glmft.settings.sources import find_sources
 from glmft.training.tracking import clock
 
-RESERVED = (
-    "--output_dir",
-    "--resume",
-    "--resume_from_checkpoint",
-    "--overwrite_output_dir",
-    "--train_type",
-    "--config",
-)
+RESERVED = ("resume", "overwrite_output_dir", "train_type", "config")
 GENERAL = f"{EMBEDDED}/test_old_task.json"
 
 
@@ -39,7 +33,8 @@ def compare(config: CompareConfig) -> list[Row]:
         ConfigError: settings that cannot be used, all of them at once, before anything is trained.
         GlmftError: no run could be finished, or a disk is full.
     """
-    runs, sets = runs_of(config), sets_of(config)
+    runs = runs_of(config)
+    sets = sets_of(config, runs[0].config)
     folder = Path(config.output_dir)
     before = scores_before(config, runs[0].config, sets)
     outcomes = []
@@ -71,8 +66,9 @@ def runs_of(config: CompareConfig) -> list[Run]:
     problems = text_problems(config) + range_problems(config)
     if is_launched():
         problems.append("glmft compare starts its runs itself; start it without a launcher and name that by --launcher")
-    given = [flag.split("=")[0] for flag in config.train_flags]
-    problems += [f"{flag}: is the comparison's own; see glmft compare --help" for flag in RESERVED if flag in given]
+    given, _, _ = in_our_names(list(config.train_flags), names_of(RESERVED))
+    reserved = [flag for flag in given if flag.removeprefix("--") in RESERVED]
+    problems += [f"{flag}: is the comparison's own; see glmft compare --help" for flag in reserved]
     recipes: list[tuple[str, list[str]]] = []
     for part in (part.strip() for part in config.tuners.split(",") if part.strip()):
         recipes += recipes_of(part, problems)
@@ -97,7 +93,7 @@ def runs_of(config: CompareConfig) -> list[Run]:
 def recipes_of(part: str, problems: list[str]) -> list[tuple[str, list[str]]]:
     """(name, flags) of what a part of --tuners stands for."""
     path = Path(part)
-    if part in (*TUNERS, *TRAIN_TYPE_ALIASES):
+    if part in (*TUNERS, *VALUES["train_type"]):
         return [(part, ["--train_type", part])]
     files = sorted(path.glob("*.yaml")) if path.is_dir() else [path] if path.is_file() else []
     if not files:
@@ -117,10 +113,10 @@ def settings_of_run(name: str, flags: list[str]) -> tuple[TrainConfig | None, li
     return config, [f"{name}: {problem}" for problem in check(config)]
 
 
-def sets_of(config: CompareConfig) -> dict[str, str]:
+def sets_of(config: CompareConfig, first: TrainConfig) -> dict[str, str]:
     """What is scored: the files of `test` and, where there are any, of `general`. Raises ConfigError."""
     sets = {"test": config.test_path or str(shipped(f"{EMBEDDED}/test.json"))}
-    embedded = "--model_name_or_path" not in [flag.split("=")[0] for flag in config.train_flags]
+    embedded = Path(first.model_name_or_path).resolve() == shipped(f"{EMBEDDED}/base").resolve()
     if config.general_path is not None:
         sets["general"] = config.general_path
     elif embedded and shipped(GENERAL).is_file():

@@ -8,8 +8,8 @@ from glmft.commands.rows import learned_rows
 from glmft.errors import ConfigError
 from glmft.inference.loading import locate
 from glmft.settings.checks import length_problems, range_problems
-from glmft.settings.config import InspectConfig
 from glmft.settings.sources import find_sources
+from glmft.settings.tools import InspectConfig
 
 
 def inspect_data(config: InspectConfig) -> str:
@@ -26,7 +26,8 @@ def inspect_data(config: InspectConfig) -> str:
 
     sources = find_sources(config.data_path, "DATA")
     quiet()
-    tokenizer = load_tokenizer(locate(config.model_name_or_path).base, config.mode)
+    place = locate(config.model_name_or_path)
+    tokenizer = load_tokenizer(place.base, place.mode(config.mode))
     rows = learned_rows(config, sources, tokenizer, seed=0)
     color = config.color == "always" or (config.color == "auto" and sys.stdout.isatty())
     last = len(rows.examples) - 1

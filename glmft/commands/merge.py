@@ -31,7 +31,7 @@ def merge(config: MergeConfig) -> Path:
     from glmft.tokenizers.loading import load_tokenizer
     from glmft.tuners.lora import load_lora
 
-    base_config = load_config(place.base, config.mode)
+    base_config = load_config(place.base, place.mode(config.mode))
     if base_config.quantisation:
         raise ConfigError(
             f"{place.base}: is quantised ({base_config.quantisation}), so that what is merged would be rounded away; "
@@ -43,5 +43,5 @@ def merge(config: MergeConfig) -> Path:
     with torch.no_grad():
         merged = model.merge_and_unload(safe_merge=True)
     tokenizer = load_tokenizer(place.base, base_config.family)
-    write_model(merged, tokenizer, place.base, target, config.max_shard_size)
+    write_model(merged, tokenizer, place.base, target, config.max_shard_size, place.record)
     return target

@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from glmft.commands import predictions
 from glmft.commands.predictions import PREDICTIONS, RESULTS, Kept, Predictions, kept_answers
 from glmft.commands.quiet import quiet
 from glmft.console import say
-from glmft.dist import World, gather_objects, is_launched, is_main, join, same_fate
+from glmft.dist import World, gather_objects, is_launched, is_main, join, same_fate, sum_over_ranks
 from glmft.errors import ConfigError, DataError
 from glmft.files import refusals_as, write_json
 from glmft.inference.loading import Place, load, locate
-from glmft.settings.answers import PredictConfig, idle_settings
+from glmft.settings.answers import DecodingSettings, PredictConfig, idle_settings
 from glmft.settings.checks import length_problems, range_problems
 from glmft.settings.defaults import EMBEDDED, shipped
+from glmft.settings.recorded import as_trained
 from glmft.settings.sources import Source, find_sources
 from glmft.training.failures import explained
 
@@ -39,7 +40,8 @@ class Task:
     Args:
         records: how many there are.
         kept: what is answered already.
-        cut: prompts that were too long.
+        report: of what is cut.
+        built_for: tokens that the model was built for.
         rejected: (place, reason) of every bad record.
     """
 
@@ -47,8 +49,9 @@ class Task:
     sources: Sequence[Source]
     tokenizer: Any
     folder: Path
+    report: Any
+    built_for: int | None
     records: int = 0
-    cut: int = 0
     kept: Kept = field(default_factory=Kept)
     rejected: list[tuple[str, str]] = field(default_factory=list)
 
@@ -75,14 +78,16 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         sources = _sources(config, stack)
         place = locate(config.model_name_or_path, config.base_model_path)
-        folder = prediction_folder(config, place.adapter)
+        folder = prediction_folder(config, place.trained_folder)
+        config, lines = as_trained(config, place.trained_with)
         world = join(config.device, config.dtype)
         with same_fate():
             task = survey(config, sources, place, folder)
         task.kept = gather_objects(world, task.kept)[0]
-        say(notes(task) if world.is_main else [])
+        say([*lines, *notes(task)] if world.is_main else [])
         with explained(world, lambda: LESS_MEMORY):
             answer_all(task, world)
+            task.report.unfinished = int(sum_over_ranks(world, task.report.unfinished)[0])
     return finish(task) if world.is_main else {}
 
 
@@ -99,22 +104,24 @@ def _contradictions(config: PredictConfig) -> list[str]:
 
 
 def answer_one(config: PredictConfig) -> str:
-    """The answer to `config.prompt`. Raises ConfigError, CheckpointError."""
+    """The answer to `config.prompt`; all else goes to standard error. Raises ConfigError, CheckpointError."""
     from glmft.data.dataset import lengths_of
-    from glmft.data.encode import encode_prompt
-    from glmft.inference.generation import answer_batches, batches
+    from glmft.inference.generation import AnswerReport, answer
 
     question = standard_input() if config.prompt == "-" else config.prompt
-    model, tokenizer = load_for(config)
-    longest = lengths_of(config, tokenizer.family).max_src_len
+    config, lines = as_trained(config, locate(config.model_name_or_path, config.base_model_path).trained_with)
+    print(*lines, sep="\n", end="\n" * bool(lines), file=sys.stderr, flush=True)
+    (model, tokenizer), report = load_for(config), AnswerReport()
+    longest = lengths_of(config, tokenizer.family).longest_prompt
+    reading = {"max_src_len": longest, "template": config.template, "source_prefix": config.source_prefix}
+    decoding = {f.name: getattr(config, f.name) for f in fields(DecodingSettings)}
     try:
-        prompt, cut = encode_prompt(tokenizer, question, longest, config.template)
+        [text] = answer(model, tokenizer, [question], report=report, **reading, **decoding)
     except ValueError as error:
         raise ConfigError(f"--prompt: {error}") from None
-    if cut:
-        print(f"warning: the prompt was cut to {longest} tokens; see --max_src_len", file=sys.stderr, flush=True)
-    groups = batches([len(prompt)], config, 1)
-    return answer_batches(model, tokenizer, [prompt], groups, config)[0]
+    lines = report.lines(config, model.config.max_position_embeddings)
+    print(*lines, sep="\n", end="\n" * bool(lines), file=sys.stderr, flush=True)
+    return text
 
 
 def standard_input() -> str:
@@ -158,9 +165,9 @@ def _sources(config: PredictConfig, stack: contextlib.ExitStack) -> list[Source]
     return [Source((path,), None)]
 
 
-def prediction_folder(config: PredictConfig, adapter: Path | None) -> Path:
+def prediction_folder(config: PredictConfig, trained: Path | None) -> Path:
     """Where predictions go; nothing is made yet. Raises ConfigError if it cannot be written."""
-    folder = Path(config.output_dir) if config.output_dir else (adapter or Path("output")) / "predict"
+    folder = Path(config.output_dir) if config.output_dir else (trained or Path("output")) / "predict"
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise ConfigError(f"--output_dir {folder}: cannot be written below {there}")
@@ -174,17 +181,20 @@ def survey(config: PredictConfig, sources: Sequence[Source], place: Place, folde
         ConfigError: the folder holds other answers.
         DataError: a bad record, or a label that is not the record's.
     """
+    from glmft.inference.generation import AnswerReport
     from glmft.models.loading import load_config
     from glmft.tokenizers.loading import load_tokenizer
 
     now = predictions.hangs_on(config, place.base, place.adapter)
     resumes = predictions.require_usable(folder, config.resume, now)
-    model_config = load_config(place.base, config.mode, config.quantization_bit)
-    task = Task(config, sources, load_tokenizer(place.base, model_config.family, model_config), folder)
+    model_config = load_config(place.base, place.mode(config.mode), config.quantization_bit)
+    tokenizer = load_tokenizer(place.base, model_config.family, model_config)
+    built_for = getattr(model_config, "max_position_embeddings", None)
+    task = Task(config, sources, tokenizer, folder, AnswerReport(), built_for)
     known = kept_answers(folder / PREDICTIONS) if resumes else iter(())
-    for record, _, was_cut in prompts_of(task, reject=task.rejected.extend):
+    for record, prompt, was_cut in prompts_of(task, reject=task.rejected.extend):
         task.records += 1
-        task.cut += was_cut
+        task.report.take_prompt(prompt, was_cut)
         label, size = next(known, (None, 0))
         if label is None:
             continue
@@ -208,12 +218,9 @@ def survey(config: PredictConfig, sources: Sequence[Source], place: Place, folde
 
 def notes(task: Task) -> list[str]:
     """Lines for whoever reads along."""
-    lines = []
-    if 0 < task.kept.lines < task.records:
-        lines.append(f"going on behind {task.kept.lines} of {task.records} answers in {task.folder / PREDICTIONS}")
-    if task.cut:
-        lines.append(f"warning: {task.cut} of {task.records} prompts are too long and were cut; see --max_src_len")
-    return lines
+    if not 0 < task.kept.lines < task.records:
+        return []
+    return [f"going on behind {task.kept.lines} of {task.records} answers in {task.folder / PREDICTIONS}"]
 
 
 def prompts_of(
@@ -225,7 +232,7 @@ def prompts_of(
     from glmft.data.stream import stream_records
 
     config = task.config
-    longest = lengths_of(config, task.tokenizer.family).max_src_len
+    longest = lengths_of(config, task.tokenizer.family).longest_prompt
     for record in islice(stream_records(task.sources, config, reject, config.max_samples), first, None):
         try:
             prompt, was_cut = encode_prompt(task.tokenizer, record.question, longest, config.template)
@@ -276,7 +283,7 @@ def answer_all(task: Task, world: World) -> None:
                 config.max_tokens_per_batch,
             )
             mine = groups[world.rank :: world.size]
-            answers = answer_batches(model, tokenizer, prompts, mine, config, first, bar.update)
+            answers = answer_batches(model, tokenizer, prompts, mine, config, task.report, first, bar.update)
             answers = {i: text for part in gather_objects(world, answers) for i, text in part.items()}
             with same_fate():
                 if file is not None:
@@ -294,4 +301,5 @@ def finish(task: Task) -> dict[str, Any]:
     with refusals_as(task.folder, RETRY):
         write_rejected(task.folder, task.rejected)
         write_json(task.folder / RESULTS, results)
+    say(task.report.lines(task.config, task.built_for))
     return {**results, "folder": str(task.folder)}

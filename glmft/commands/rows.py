@@ -6,7 +6,7 @@ from typing import Any
 
 from glmft.data.dataset import Rows, lengths_of, load_rows, packed, split
 from glmft.dist import cache_home
-from glmft.settings.config import LearningSettings, TrainConfig
+from glmft.settings.config import DataSettings, LearningSettings, TrainConfig
 from glmft.settings.sources import Source, find_sources
 
 
@@ -20,6 +20,24 @@ def training_rows(config: TrainConfig, tokenizer: Any) -> tuple[Rows, Rows | Non
     if config.packing:
         rows = packed(rows, lengths_of(config, tokenizer.family).max_len, config.seed)
     return rows, validation
+
+
+def beyond_the_model(settings: DataSettings, lengths: list[int], family: str, built_for: int | None) -> list[str]:
+    """A warning where rows are, or a length that was asked for is, longer than what a model was built for.
+
+    Args:
+        lengths: of rows, in tokens.
+        built_for: tokens, as its config.json says.
+    """
+    longest, longer = lengths_of(settings, family).max_len, sum(length > (built_for or 0) for length in lengths)
+    is_asked = settings.max_len != DataSettings.max_len or settings.max_source_length is not None
+    if not built_for or longest <= built_for or not (longer or is_asked):
+        return []
+    flag = "max_source_length and --max_target_length" if settings.max_source_length is not None else "max_len"
+    return [
+        f"warning: rows of up to {longest} tokens (--{flag}) are allowed, but the model was built for {built_for} "
+        f"(seq_length); {longer} of {len(lengths)} rows are longer"
+    ]
 
 
 def learned_rows(settings: LearningSettings, sources: list[Source], tokenizer: Any, seed: int) -> Rows:

@@ -10,7 +10,7 @@ from typing import Any
 
 from glmft import dist
 from glmft.commands.quiet import quiet
-from glmft.commands.rows import training_rows
+from glmft.commands.rows import beyond_the_model, training_rows
 from glmft.console import lasting_output, say
 from glmft.device import DTYPES, torch_dtype
 from glmft.errors import ConfigError, DataError
@@ -19,6 +19,7 @@ from glmft.settings.checks import check
 from glmft.settings.config import TrainConfig
 from glmft.settings.deepspeed import asked_precision, resolve
 from glmft.settings.defaults import find_ds_file, with_defaults
+from glmft.settings.recorded import TRAINED_WITH, record_of_settings
 
 
 def train(config: TrainConfig) -> Any:
@@ -51,29 +52,38 @@ def run(config: TrainConfig, world: dist.World, messages: list[str], stack: cont
         stack: has the output folder until the end of the run.
     """
     from glmft import engine
-    from glmft.training.checkpoint import ResumePoint, find_resume
+    from glmft.engine import is_over
+    from glmft.training.checkpoint import ResumePoint, find_resume, open_optimizer
     from glmft.training.failures import explained
     from glmft.training.memory import advice_for
+    from glmft.training.resuming import finished_line, finished_result, going_on, require_parameters, start_state
     from glmft.training.run_folder import claimed
 
     def show(lines: list[str]) -> None:
         say(lines if world.is_main else [])
 
     with explained(world):
-        resume = ResumePoint()
+        resume, folder = ResumePoint(), Path(config.output_dir)
+        with dist.same_fate():
+            if world.is_main:
+                stack.enter_context(claimed(folder, config.overwrite_output_dir, config.resume is not None))
+            if config.resume and world.is_main:
+                resume = find_resume(folder, config.resume)
+                check_states(resume.checkpoint, config, world)
+        resume = dist.gather_objects(world, resume)[0]
         with dist.same_fate():
             prepared = prepare(config, world)
             job = prepared.job
-            if world.is_main:
-                stack.enter_context(claimed(job.folder, config.overwrite_output_dir, config.resume is not None))
         notes = data_notes(job)
-        show([*messages, world.describe(), *notes, *prepared.messages])
-        with dist.same_fate():
-            if config.resume and world.is_main:
-                resume = find_resume(job.folder, config.resume)
-                check_states(resume.checkpoint)
-        resume = dist.gather_objects(world, resume)[0]
-        show(resume.messages)
+        show([*messages, world.describe(), *notes, *prepared.messages, *resume.messages])
+        if resume.checkpoint:
+            with dist.same_fate():
+                state = start_state(job, resume.checkpoint)
+                require_parameters(prepared.trained, open_optimizer(resume.checkpoint))
+            if is_over(state, config) and (result := finished_result(folder, resume.checkpoint, state)):
+                show([finished_line(folder, state)])
+                return result
+            show(going_on(resume.checkpoint, state, config))
         with dist.same_fate():
             model, messages = prepare_model(job, prepared.model_config)
             table = parameter_table(model)
@@ -87,11 +97,13 @@ class Prepared:
     """Everything but the weights.
 
     Args:
+        trained: names and shapes of what trains.
         messages: lines for whoever reads the log.
     """
 
     job: Any
     model_config: Any
+    trained: dict[str, list[int]]
     messages: list[str] = field(default_factory=list)
 
 
@@ -117,11 +129,11 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
             "go on with --resume, or merge it first"
         )
     model_config = load_config(place.base, config.mode, config.quantization_bit)
-    check_folder(model_config, place.base)
+    _, bare_model = check_folder(model_config, place.base)
     dtype = next(name for name, torch_name in DTYPES.items() if str(world.dtype).endswith(torch_name))
     resolved = resolve(find_ds_file(config.ds_file), config, world.size, dtype, model_config.hidden_size)
     check_sections(resolved.given, resolved.config, config.ds_file)
-    tuner = fitting_tuner(config, model_config, resolved.config["zero_optimization"].get("stage", 0))
+    tuner, trained = fitting_tuner(config, bare_model, resolved.config["zero_optimization"].get("stage", 0))
     tokenizer = load_tokenizer(place.base, model_config.family, model_config)
     rows, validation = training_rows(config, tokenizer)
     plan = Plan(
@@ -132,7 +144,8 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
         config.seed,
         rows.lengths if config.group_by_length else None,
     )
-    base, folder = record_of(model_config, place.base), Path(config.output_dir)
+    base = {**record_of(model_config, place.base), TRAINED_WITH: record_of_settings(config)}
+    folder = Path(config.output_dir)
     job = Job(config, resolved.config, world, tuner, base, tokenizer, plan, folder, rows, validation)
     messages = list(resolved.messages)
     if config.predict_with_generate and not validation:
@@ -141,26 +154,35 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
         raise ConfigError("--save_best f1: the validation rows have no triples a_b_c to score; name another metric")
     messages += [model_config.rope_line] if model_config.rope_line else []
     messages += rows.lines
+    if config.val_path:
+        messages += [shortfall.line.replace("data:", "validation:") for shortfall in validation.shortfalls]
+    built_for = getattr(model_config, "max_position_embeddings", None)
+    messages += beyond_the_model(config, rows.lengths, model_config.family, built_for)
     messages.append(f"data: {padding_share(plan, rows.lengths):.1%} of what is computed in the first epoch is padding")
     if config.show_first_record:
         messages.append(token_table(rows.examples[0], tokenizer))
-    return Prepared(job, model_config, messages)
+    return Prepared(job, model_config, trained, messages)
 
 
-def fitting_tuner(config: TrainConfig, model_config: Any, zero_stage: int) -> Any:
-    """The tuner that the settings name. Raises ConfigError if it does not fit the model, or this machine."""
+def fitting_tuner(config: TrainConfig, model: Any, zero_stage: int) -> tuple[Any, dict[str, list[int]]]:
+    """The tuner that the settings name, and the names and shapes of what it trains.
+
+    Args:
+        model: without memory behind its tensors.
+
+    Raises:
+        ConfigError: it does not fit the model, or this machine.
+    """
     from glmft.device import host_memory
-    from glmft.models.loading import meta_model
     from glmft.models.native import NativeConfig, unsupported
     from glmft.tuners import make_tuner
 
     tuner = make_tuner(config)
-    problems = base_problems(tuner, model_config, zero_stage)
-    if isinstance(model_config, NativeConfig):
+    problems = base_problems(tuner, model, zero_stage)
+    if isinstance(model.config, NativeConfig):
         problems += unsupported(config.train_type, config.attn_implementation, config.use_reentrant)
     if problems:
         raise ConfigError(problems)
-    model = meta_model(model_config)
     trained, there = tuner.expected(model, f"--train_type {config.train_type}"), dict(model.named_parameters())
     size = 4 * sum(math.prod(shape) for name, shape in trained.items() if name not in there)
     if size > host_memory():
@@ -168,30 +190,31 @@ def fitting_tuner(config: TrainConfig, model_config: Any, zero_stage: int) -> An
             f"--train_type {config.train_type}: what is trained would take {size >> 30} GiB, this host has "
             f"{host_memory() >> 30}; give smaller sizes"
         )
-    return tuner
+    return tuner, trained
 
 
-def base_problems(tuner: Any, model_config: Any, zero_stage: int) -> list[str]:
+def base_problems(tuner: Any, model: Any, zero_stage: int) -> list[str]:
     """Why the base cannot be trained in this way: as it is quantised, or as the settings do not fit its shape."""
-    from glmft.models.loading import meta_model
-
-    if model_config.quantisation and tuner.needs_floats:
+    if model.config.quantisation and tuner.needs_floats:
         return [tuner.needs_floats]
-    if model_config.uses_bitsandbytes and zero_stage == 3:
+    if model.config.uses_bitsandbytes and zero_stage == 3:
         return [
             "--ds_file: ZeRO-3 cannot partition the weights of bitsandbytes; take --quantization_bit 4 or 8, or a file "
             "of stage 0 to 2"
         ]
-    return tuner.problems(meta_model(model_config))
+    return tuner.problems(model)
 
 
-def check_states(checkpoint: Path | None) -> None:
-    """Raises CheckpointError if what a whole checkpoint says of its run cannot be."""
+def check_states(checkpoint: Path | None, config: TrainConfig, world: dist.World) -> None:
+    """Raises CheckpointError if what a whole checkpoint says of its run cannot be, or these settings are of another."""
     from glmft.training.random_state import load_random_states
+    from glmft.training.resuming import require_same
     from glmft.training.state import load_state
 
     if checkpoint is not None:
-        load_state(checkpoint)
+        window = config.per_device_train_batch_size * config.gradient_accumulation_steps * world.size
+        now = {"window": window, "seed": config.seed, "grouped": config.group_by_length}
+        require_same(load_state(checkpoint), now, checkpoint)
         load_random_states(checkpoint)
 
 

@@ -10,6 +10,7 @@ from glmft.data.cache import Recipe, cached_rows
 from glmft.data.encode import Example, LazyRows, Lengths, Rules
 from glmft.data.formats import Options, Record, read_records
 from glmft.data.packing import PackedRows, pack
+from glmft.data.shortfall import Shortfall, shortfalls
 from glmft.errors import DataError
 from glmft.files import write_lines
 from glmft.settings.config import DataSettings
@@ -26,6 +27,7 @@ class Rows:
         lines: what became of the records, for whoever reads the log.
         keys: of the caches that they come from: the same on all ranks, or these read different data.
         notes: further lines, which this rank alone may have.
+        shortfalls: what is lost of the records, where it is more than a little.
     """
 
     examples: Sequence[Example]
@@ -34,6 +36,7 @@ class Rows:
     lines: list[str]
     keys: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    shortfalls: list[Shortfall] = field(default_factory=list)
 
 
 class Picked(LazyRows):
@@ -96,11 +99,13 @@ def load_rows(
     parts = [cached_rows(files, recipe, tokenizer, cache, workers) for files in groups]
     lines = [line for part in parts for line in part.report.lines()]
     rejected = [refused for part in parts for refused in part.rejected]
+    lost = shortfalls([part.report for part in parts], lengths, len(rejected))
     if rejected:
         lines.append(f"data: {len(rejected)} bad records left out; rejected.jsonl says why")
+    lines += [shortfall.line for shortfall in lost]
     keys, notes = [part.key for part in parts], [note for part in parts for note in part.notes]
     if not weighted:
-        return Rows(parts[0], parts[0].lengths, rejected, lines, keys, notes)
+        return Rows(parts[0], parts[0].lengths, rejected, lines, keys, notes, lost)
     counts = rows_per_source([len(part) for part in parts], [source.weight for source in sources])
     picks = []
     for i, (part, count) in enumerate(zip(parts, counts, strict=True)):
@@ -108,7 +113,7 @@ def load_rows(
         name, times = groups[i][0], count / len(part)
         lines.append(f"data: {name} gives {count} of {sum(counts)} rows ({times:.2f} times its own)")
     lengths = [parts[i].lengths[row] for i, row in picks]
-    return Rows(Picked(parts, picks), lengths, rejected, lines, keys, notes)
+    return Rows(Picked(parts, picks), lengths, rejected, lines, keys, notes, lost)
 
 
 def split(rows: Rows, ratio: float, seed: int) -> tuple[Rows, Rows]:
@@ -121,7 +126,7 @@ def split(rows: Rows, ratio: float, seed: int) -> tuple[Rows, Rows]:
         raise DataError(f"--val_ratio {ratio:g}: leaves nothing of {count} rows to train on")
     trained, validation = chosen(rows, sorted(order[held_out:])), chosen(rows, sorted(order[:held_out]))
     lines = [*rows.lines, f"data: {held_out} of {count} rows held out for validation"]
-    return replace(trained, lines=lines), replace(validation, notes=[])
+    return replace(trained, lines=lines), replace(validation, notes=[], shortfalls=[])
 
 
 def chosen(rows: Rows, numbers: list[int]) -> Rows:

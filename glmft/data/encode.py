@@ -6,7 +6,15 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from glmft.data.formats import Record
-from glmft.data.templates import Row, cue_length, extra_lengths, learned_conversations, make_row, prompt_ids
+from glmft.data.templates import (
+    ExtraLengths,
+    Row,
+    cue_length,
+    extra_lengths,
+    learned_conversations,
+    make_row,
+    prompt_ids,
+)
 from glmft.errors import DataError
 
 Span = tuple[int, int]
@@ -46,20 +54,32 @@ class Lengths:
 
     Args:
         max_len: longest row; the end token's place is kept, so an answer has `max_len - prompt - 1`.
-        max_src_len: longest prompt of one question; a dialogue's may fill what its answer leaves of `max_len`.
+        max_src_len: longest prompt of one question; a dialogue's may fill what its answer leaves of `max_len`. None:
+            so may every prompt, and half of `max_len` where the answer would leave less.
         max_tgt_len: longest answer; None: what is left.
         is_skip: drop what is too long instead of cutting it.
     """
 
     max_len: int
-    max_src_len: int
+    max_src_len: int | None = None
     max_tgt_len: int | None = None
     is_skip: bool = False
+
+    @property
+    def longest_prompt(self) -> int:
+        """Of a prompt whose answer is not known: it leaves the end token its place."""
+        return self.max_len - 1 if self.max_src_len is None else self.max_src_len
 
 
 @dataclass
 class EncodingReport:
-    """What became of the records."""
+    """What became of the records.
+
+    Args:
+        shortened: rows that are cut in one way or another.
+        longest_prompt, longest_answer, longest_row: as they would be uncut, in tokens as the flags count; of a dialogue
+            without the oldest turns that were cut.
+    """
 
     read: int = 0
     kept: int = 0
@@ -72,6 +92,10 @@ class EncodingReport:
     tokens: int = 0
     supervised: int = 0
     longest: int = 0
+    shortened: int = 0
+    longest_prompt: int = 0
+    longest_answer: int = 0
+    longest_row: int = 0
     lengths: list[int] = field(default_factory=list, repr=False)
 
     def count(self, examples: Iterable[Example]) -> None:
@@ -84,18 +108,27 @@ class EncodingReport:
         self.supervised += sum(end - first for example in examples for first, end in example.spans)
         self.longest = max(self.longest, *lengths, 0)
 
+    def measure(self, row: Row, extra: ExtraLengths) -> None:
+        """Note the lengths of an uncut row."""
+        prompt, answer = len(row.prompt), len(row.answer or ())
+        self.longest_prompt = max(self.longest_prompt, prompt - extra.prompt)
+        self.longest_answer = max(self.longest_answer, answer)
+        self.longest_row = max(self.longest_row, prompt + answer + 1 + extra.unused)
+
     def add(self, other: "EncodingReport") -> None:
         """Take in what became of other records."""
         for name, value in vars(other).items():
             mine = getattr(self, name)
-            setattr(self, name, max(mine, value) if name == "longest" else mine + value)
+            setattr(self, name, max(mine, value) if name.startswith("longest") else mine + value)
 
     def require_rows(self, lengths: Lengths) -> None:
         """Raises DataError if nothing is left."""
         if not self.kept:
+            longest = {"max_len": lengths.max_len, "max_src_len": lengths.max_src_len}
+            rule = " or ".join(f"--{name} {value}" for name, value in longest.items() if value is not None)
             raise DataError(
-                f"nothing is left of {self.read} records: {self.dropped} are longer than --max_len {lengths.max_len} "
-                f"or --max_src_len {lengths.max_src_len}, {self.nothing_learned} have nothing to learn"
+                f"nothing is left of {self.read} records: {self.dropped} are longer than {rule}, "
+                f"{self.nothing_learned} have nothing to learn"
             )
 
     def lines(self) -> list[str]:
@@ -118,20 +151,21 @@ class EncodingReport:
 def encode_prompt(
     tokenizer: Any, question: str | Sequence[dict[str, Any]], max_src_len: int, template: str = "default"
 ) -> tuple[list[int], bool]:
-    """Ids of the prompt, at most `max_src_len`, and whether it was cut.
+    """Ids of the prompt, at most `max_src_len` as the template counts them, and whether it was cut.
 
     A cut leaves out the oldest turns of a dialogue; of what is left it keeps the start and the answer's cue.
     """
     messages = [{"role": "user", "content": question}] if isinstance(question, str) else list(question)
+    longest = max_src_len + extra_lengths(tokenizer, template).prompt
     if template == "default" and not tokenizer.has_roles:
         tokenizer.check_roles(messages)
     prompt, turns_cut, _ = newest_that_fit(
         messages,
         lambda kept: prompt_ids(tokenizer, kept, template),
-        lambda prompt: len(prompt) <= max_src_len,
+        lambda prompt: len(prompt) <= longest,
         template,
     )
-    kept = keep_cue(prompt, cue_length(tokenizer, prompt, template), max_src_len)
+    kept = keep_cue(prompt, cue_length(tokenizer, prompt, template), longest)
     return kept, turns_cut or len(kept) < len(prompt)
 
 
@@ -252,9 +286,11 @@ def _rows_of(record: Record, tokenizer: Any, rules: Rules, report: EncodingRepor
     for messages in conversations:
         row, turns_cut, kept = newest_turns(tokenizer, messages, lengths, template, kept)
         example, prompt_cut, answer_cut = cut(row, tokenizer, lengths, template, record.place)
+        report.measure(row, extra_lengths(tokenizer, template))
         if lengths.is_skip and (turns_cut or prompt_cut or answer_cut):
             report.dropped += 1
             continue
+        report.shortened += turns_cut or prompt_cut or answer_cut
         report.cut_turns += turns_cut
         report.cut_prompt += prompt_cut
         report.cut_answer += answer_cut
@@ -282,9 +318,9 @@ def cut(row: Row, tokenizer: Any, lengths: Lengths, template: str, place: str) -
     """A row of at most `max_len` tokens, and whether its prompt and its answer were cut."""
     answer = row.answer or []
     extra = extra_lengths(tokenizer, template)
-    longest_prompt = lengths.max_src_len + extra.prompt
-    if row.dialogue:
-        longest_prompt = max(longest_prompt, lengths.max_len - len(answer) - 1)
+    longest_prompt = lengths.max_len // 2 if lengths.max_src_len is None else lengths.max_src_len + extra.prompt
+    if row.dialogue or lengths.max_src_len is None:
+        longest_prompt = max(longest_prompt, lengths.max_len - len(answer) - 1 - extra.unused)
     prompt, labelled = row.prompt, row.learned
     if len(prompt) > longest_prompt:
         cue = 0 if row.answer is None else cue_length(tokenizer, prompt, template)

@@ -44,8 +44,9 @@ class Plan:
         """Optimizer steps in an epoch; a short last window is a step too."""
         return math.ceil(self.records / self.window_size)
 
-    def total_steps(self, epochs: int, max_steps: int | None) -> int:
-        return max_steps or epochs * self.steps_per_epoch
+    def total_steps(self, epochs: float, max_steps: int | None) -> int:
+        """Optimizer steps of a run; a part of an epoch is as many steps as hold it."""
+        return max_steps or max(1, rounded_up(epochs * self.steps_per_epoch))
 
     def order(self, epoch: int) -> list[int]:
         """The permutation of all records in epoch `epoch`."""
@@ -79,6 +80,16 @@ class Plan:
         width = self.micro_batch * self.world_size
         first = rank * self.micro_batch
         return [window[i + first : min(i + first + self.micro_batch, i + width)] for i in range(0, len(window), width)]
+
+
+def rounded_up(steps: float) -> int:
+    """Up to the next whole step, where a share of all comes to a part of one; not for what floats make of 0.1 * 30."""
+    return math.ceil(round(steps, 6))
+
+
+def in_steps(interval: float, total: int) -> int:
+    """An interval in optimizer steps; below 1 it is a share of all `total`."""
+    return max(1, rounded_up(interval * total)) if interval < 1 else int(interval)
 
 
 def padding_share(plan: Plan, lengths: Sequence[int]) -> float:

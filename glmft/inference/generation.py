@@ -1,14 +1,62 @@
 """Answer many prompts: batches of similar length, padded on the left; greedy, with beams, or drawn."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from glmft.data.dataset import lengths_of
 from glmft.data.encode import encode_prompt
 from glmft.data.templates import answer_text
 from glmft.inference.sampling import own_draws, sampling
-from glmft.settings.answers import DecodingSettings
+from glmft.settings.answers import DecodingSettings, PredictConfig
+from glmft.settings.config import DataSettings
+
+NOT_RECORDED = 2049  # longest row where nothing tells how a model was trained
+
+
+@dataclass
+class AnswerReport:
+    """What was cut of prompts and answers.
+
+    Args:
+        longest: the longest prompt as it was given to the model, in tokens.
+        unfinished: answers that `max_new_tokens` ended.
+    """
+
+    prompts: int = 0
+    cut: int = 0
+    longest: int = 0
+    unfinished: int = 0
+
+    def take_prompt(self, prompt: Sequence[int], was_cut: bool) -> None:
+        self.prompts += 1
+        self.cut += was_cut
+        self.longest = max(self.longest, len(prompt))
+
+    def lines(self, config: PredictConfig, built_for: int | None) -> list[str]:
+        """A warning for each way in which something was cut.
+
+        Args:
+            built_for: tokens that the model was built for, as its config.json says.
+        """
+        limit = next(name for name in ("max_source_length", "max_src_len", "max_len") if getattr(config, name))
+        most, lines = self.longest + config.max_new_tokens, []
+        if self.cut:
+            lines.append(
+                f"{self.cut} of {self.prompts} prompts were cut to {self.longest} tokens; a larger --{limit} "
+                f"than {getattr(config, limit)} keeps more"
+            )
+        if self.unfinished:
+            lines.append(
+                f"{self.unfinished} of {self.prompts} answers were ended by --max_new_tokens {config.max_new_tokens}"
+            )
+        if built_for and most > built_for:
+            lines.append(
+                f"prompt and answer may take {most} tokens, but the model was built for {built_for} (seq_length)"
+            )
+        return [f"warning: {line}" for line in lines]
 
 
 def answer(
@@ -18,8 +66,10 @@ def answer(
     *,
     batch_size: int = 16,
     max_tokens_per_batch: int | None = None,
-    max_src_len: int = 2048,
-    template: str = "default",
+    max_src_len: int | None = None,
+    template: str | None = None,
+    source_prefix: str | None = None,
+    report: AnswerReport | None = None,
     advance: Callable[[int], Any] = lambda count: None,
     **decoding: Any,
 ) -> list[str]:
@@ -29,15 +79,26 @@ def answer(
         queries: questions, or conversations of messages with `role` and `content`.
         batch_size: prompts generated together.
         max_tokens_per_batch: in place of `batch_size`, as in `batches`.
-        max_src_len: longest prompt, in tokens; longer ones are cut as in training.
-        template: as in training.
+        max_src_len: longest prompt, in tokens; longer ones are cut as in training. None: as the model was trained, else
+            2048.
+        template: None: as the model was trained, else `default`.
+        source_prefix: what stands before every question that does not begin with it. None: as the model was trained.
+        report: takes note of what was cut.
         advance: called with the number of answers finished since its last call.
         decoding: fields of `DecodingSettings`: `max_new_tokens`, `num_beams`, `do_sample`, …
     """
-    settings = DecodingSettings(**decoding)
-    prompts = [encode_prompt(tokenizer, query, max_src_len, template)[0] for query in queries]
+    settings, report = DecodingSettings(**decoding), report or AnswerReport()
+    trained = getattr(model, "trained_with", None) or DataSettings(max_len=NOT_RECORDED)
+    longest = max_src_len or lengths_of(trained, tokenizer.family).longest_prompt
+    prefix = trained.source_prefix if source_prefix is None else source_prefix
+    prompts = []
+    for query in queries:
+        asked = prefix + query if isinstance(query, str) and not query.startswith(prefix) else query
+        prompt, was_cut = encode_prompt(tokenizer, asked, longest, template or trained.template)
+        report.take_prompt(prompt, was_cut)
+        prompts.append(prompt)
     groups = batches([len(prompt) for prompt in prompts], settings, batch_size, max_tokens_per_batch)
-    answers = answer_batches(model, tokenizer, prompts, groups, settings, advance=advance)
+    answers = answer_batches(model, tokenizer, prompts, groups, settings, report, advance=advance)
     return [answers[i] for i in range(len(prompts))]
 
 
@@ -68,6 +129,7 @@ def answer_batches(
     prompts: Sequence[list[int]],
     groups: Iterable[list[int]],
     settings: DecodingSettings,
+    report: AnswerReport,
     first: int = 0,
     advance: Callable[[int], Any] = lambda count: None,
 ) -> dict[int, str]:
@@ -76,16 +138,17 @@ def answer_batches(
     Args:
         prompts: ids.
         groups: as `batches` gives them.
+        report: takes note of answers that have no end.
         first: the record that the first prompt belongs to.
         advance: called with the number of answers of each batch.
     """
     answers = {}
     for group in groups:
         numbers = [first + i for i in group]
-        for i, ids in zip(
-            group, generate(model, tokenizer, [prompts[i] for i in group], settings, numbers), strict=True
-        ):
+        generated = generate(model, tokenizer, [prompts[i] for i in group], settings, numbers)
+        for i, ids in zip(group, generated, strict=True):
             answers[i] = answer_text(tokenizer, ids)
+            report.unfinished += not set(tokenizer.stop_ids) & set(ids)
         advance(len(group))
     return answers
 

@@ -1,25 +1,17 @@
 """Load a base model, a merged model or an adapter on its base, from the folder alone."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from glmft.dist import env_local_rank
 from glmft.errors import ConfigError
-from glmft.family import ADAPTER_JSON, FAMILIES, PEFT_JSON, QUANTISATIONS
+from glmft.family import ADAPTER_JSON, FAMILIES, PEFT_JSON, QUANTISATIONS, RECORD_JSON
 from glmft.reading import is_file, read_json
-from glmft.schema import NULL, problems, text
+from glmft.settings.config import DataSettings
 from glmft.settings.defaults import EMBEDDED, shipped
-
-# What is read of an adapter's description before its base is known.
-DESCRIBED = {
-    "train_type": text(longest=100),
-    "base_model_name_or_path": text() | NULL,
-    "base_fingerprint": text(longest=100) | NULL,
-    "base_embedding": text(longest=100) | NULL,
-    "base_quantization": text(longest=100) | NULL,
-}
+from glmft.settings.recorded import DESCRIBED, description_problems, trained_with
 
 
 @dataclass(frozen=True)
@@ -28,12 +20,34 @@ class Place:
 
     Args:
         quantisation: how the base was held when the adapter was trained, as `config.quantisation` says it.
+        record: what the adapter, or the folder of a model that was trained whole or merged, tells of its training;
+            empty for a base.
     """
 
     base: Path
     adapter: Path | None = None
     train_type: str | None = None
     quantisation: str | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def trained_folder(self) -> Path | None:
+        """The folder of what was trained; None for a base."""
+        return self.adapter or (self.base if self.record else None)
+
+    @property
+    def trained_with(self) -> DataSettings | None:
+        """How records were read and cut, as far as it is recorded."""
+        return trained_with(self.record)
+
+    def mode(self, given: str | None) -> str | None:
+        """The family to load: as recorded, else as given. Raises ConfigError if these differ."""
+        recorded = self.record.get("family")
+        if given and recorded and given != recorded:
+            raise ConfigError(
+                f"--mode {given}: {self.trained_folder} was trained on a {recorded} model; leave --mode out"
+            )
+        return recorded or given
 
 
 def locate(path: str | Path | None, base_model_path: str | Path | None = None) -> Place:
@@ -50,23 +64,30 @@ def locate(path: str | Path | None, base_model_path: str | Path | None = None) -
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder (nothing is downloaded)")
     if is_file(folder / "config.json"):
-        return Place(folder)
+        return Place(folder, record=_described(folder / RECORD_JSON) if is_file(folder / RECORD_JSON) else {})
     if is_file(folder / ADAPTER_JSON):
-        described = read_json(folder / ADAPTER_JSON)
-        if wrong := problems(described, DESCRIBED, folder / ADAPTER_JSON):
-            raise ConfigError(wrong)
+        described = _described(folder / ADAPTER_JSON)
     elif is_file(folder / PEFT_JSON):
         from glmft.tuners.peft_config import read_peft_config
         from glmft.tuners.peft_prefix import is_peft_prefix, read_base
 
         if is_peft_prefix(folder):
             return Place(_find_base(folder, read_base(folder), base_model_path), folder)
-        described = {"train_type": "lora", **read_peft_config(folder)}
+        given = read_peft_config(folder)
+        described = {"train_type": "lora", "base_model_name_or_path": given.get("base_model_name_or_path")}
     else:
         raise ConfigError(f"{folder}: holds neither a model (config.json) nor an adapter ({ADAPTER_JSON}, {PEFT_JSON})")
     base = _find_base(folder, described, base_model_path)
     _check_fingerprint(folder, described, base)
-    return Place(base, folder, described.get("train_type"), described.get("base_quantization"))
+    return Place(base, folder, described.get("train_type"), described.get("base_quantization"), described)
+
+
+def _described(file: Path) -> dict[str, Any]:
+    """What a description says that may be said. Raises ConfigError."""
+    described = read_json(file)
+    if wrong := description_problems(described, file):
+        raise ConfigError(wrong)
+    return {name: value for name, value in described.items() if name in DESCRIBED}
 
 
 def _find_base(folder: Path, described: dict[str, Any], given: str | Path | None) -> Path:
@@ -129,6 +150,9 @@ def load(
 ) -> tuple[Any, Any]:
     """Model, in eval mode on its device, and tokenizer.
 
+    What the adapter, or a model that was trained whole or merged, records of its training is `model.trained_with`,
+    and `glmft.answer` goes by it.
+
     Args:
         path: folder of a base model in the official layout, of a merged model, or of an adapter; None: the embedded
             tiny base.
@@ -152,21 +176,17 @@ def load(
     from glmft.tokenizers.loading import load_tokenizer
     from glmft.tuners import load_adapter
 
-    if device_map not in (None, "auto"):
-        raise ConfigError(f"device_map {device_map!r}: is none of auto")
-    if mode is not None and mode not in FAMILIES:
-        raise ConfigError(f"mode {mode!r}: is none of {', '.join(FAMILIES)}")
-    if quantization_bit is not None and str(quantization_bit) not in QUANTISATIONS:
-        raise ConfigError(f"quantization_bit {quantization_bit!r}: is none of {', '.join(QUANTISATIONS)}")
+    _check_choices(mode, quantization_bit, device_map)
     chosen = choose_device(device, env_local_rank())
     number_format = choose_dtype(dtype, chosen)
     place = locate(path, base_model_path)
-    config = load_config(place.base, mode, None if quantization_bit is None else str(quantization_bit))
+    config = load_config(place.base, place.mode(mode), None if quantization_bit is None else str(quantization_bit))
     if config.rope_line:
         logging.getLogger("glmft").warning(config.rope_line)
     warn_of_quantisation(place, config, "--quantization_bit")
     tokenizer = load_tokenizer(place.base, config.family, config)
     model = load_model(config, place.base, number_format, attn_implementation)
+    model.trained_with = place.trained_with  # for `answer`; peft's wrappers show it too
     if place.adapter:
         model = load_adapter(model, place.adapter, place.train_type)
     if prefix is not None:
@@ -175,6 +195,17 @@ def load(
         put_prefix(model, Path(prefix))
     model = spread(model) if device_map == "auto" and chosen.type != "cpu" else model.to(chosen)
     return model.eval(), tokenizer
+
+
+def _check_choices(mode: str | None, quantization_bit: str | int | None, device_map: str | None) -> None:
+    chosen = {
+        "mode": (mode, tuple(FAMILIES)),
+        "quantization_bit": (quantization_bit, tuple(QUANTISATIONS)),
+        "device_map": (device_map, ("auto",)),
+    }
+    for name, (value, known) in chosen.items():
+        if value is not None and str(value) not in known:
+            raise ConfigError(f"{name} {value!r}: is none of {', '.join(known)}")
 
 
 def spread(model: Any) -> Any:

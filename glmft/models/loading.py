@@ -128,8 +128,11 @@ def is_weight_name(name: Any) -> bool:
     return isinstance(name, str) and re.fullmatch(r"[\w.-]{1,200}\.(safetensors|bin)", name) is not None
 
 
-def check_folder(config: Any, folder: str | Path) -> StoredTensors:
+def check_folder(config: Any, folder: str | Path) -> tuple[StoredTensors, nn.Module]:
     """The tensors of a model folder, after all has been compared with config.json that can be without reading them.
+
+    Returns:
+        They, and the model without memory behind its tensors.
 
     Raises:
         ConfigError, CheckpointError: what would not fit, one line each.
@@ -143,7 +146,7 @@ def check_folder(config: Any, folder: str | Path) -> StoredTensors:
     model = meta_model(config)
     if not (config.uses_bitsandbytes and is_quantised(folder)):  # whose files hold what only bitsandbytes knows
         require_tensors(model, stored, folder)
-    return stored
+    return stored, model
 
 
 def load_model(config: Any, folder: str | Path, dtype: torch.dtype, attn_implementation: str = "sdpa") -> nn.Module:
@@ -157,7 +160,7 @@ def load_model(config: Any, folder: str | Path, dtype: torch.dtype, attn_impleme
         CheckpointError: missing, unexpected or mis-shaped tensors, or an unreadable file; one line each.
     """
     folder = Path(folder)
-    stored = check_folder(config, folder)
+    stored, _ = check_folder(config, folder)
     if config.quantization_bit:
         model = fill(empty_model(model_class(config), config, attn_implementation), stored, folder, dtype)
         require_finite([*model.named_parameters(), *model.named_buffers()], folder)

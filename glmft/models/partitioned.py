@@ -46,7 +46,7 @@ def load_partitioned(
     tied = tied_names(model)
     chosen = trains([name for name, _ in model.named_parameters(remove_duplicate=False)])
     with same_fate():
-        stored = check_folder(config, folder) if world.is_main else None
+        stored = check_folder(config, folder)[0] if world.is_main else None
     wrong = []
     for prefix, module in model.named_modules():
         for name, parameter in list(module._parameters.items()):

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-from glmft.settings.config import LONG, DataSettings, ModelSettings, setting
+from glmft.settings.config import LONG, TEMPLATES, DataSettings, FileSettings, ModelSettings, setting
 
 SAMPLING = ("temperature", "top_p", "top_k")
 
@@ -33,14 +33,24 @@ class DecodingSettings:
 
 
 @dataclass
-class PredictConfig(DecodingSettings, DataSettings, ModelSettings):
-    """Answer one question, or every record of a file, whose answers are scored."""
+class PredictConfig(FileSettings, DecodingSettings, DataSettings, ModelSettings):
+    """Answer one question, or every record of a file, whose answers are scored.
 
+    What says how records are read and cut is, where it is None, as the model was trained, else as in training.
+    """
+
+    input_separator: str | None = setting(None, "triples: what stands between instruction and input; none: as trained")
+    source_prefix: str | None = setting(None, "pairs: text before every question; none: as trained")
+    template: str | None = setting(
+        None, "default, reference or raw, as in training; none: as trained, else default", choices=TEMPLATES
+    )
+    max_len: int | None = setting(
+        None, "longest row, of which a prompt is shorter; none: as trained, else 1024", at_least=8, at_most=LONG
+    )
     prompt: str | None = setting(None, "answer this question and print the answer; -: what standard input holds")
     test_path: str | None = setting(
         None,
         "files of records, as train_path; -: JSON lines from standard input; none: the shipped test sample",
-        ("--test_file",),
     )
     output_dir: str | None = setting(
         None,

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from glmft.errors import ConfigError, nearest
-from glmft.settings.config import TRAIN_TYPE_ALIASES, TUNERS, DataSettings, TrainConfig
+from glmft.settings.aliases import VALUES
+from glmft.settings.config import TUNERS, DataSettings, TrainConfig
 from glmft.settings.defaults import find_ds_file
 from glmft.settings.sources import find_sources
 
 LARGEST, LONGEST_TEXT, LONGEST_NAME, MOST_ITERATIONS = 2**31, 4096, 255, 100
+STEPS = ("eval_steps", "show_loss_step", "save_model_step", "warmup_steps")
 KEEPS = {"at least": operator.ge, "more than": operator.gt, "at most": operator.le, "less than": operator.lt}
 
 
@@ -22,9 +24,9 @@ def check(config: TrainConfig) -> list[str]:
     if problems:  # no path of them can be looked at
         return problems
     if config.train_type not in TUNERS:
-        near = nearest(config.train_type, (*TUNERS, *TRAIN_TYPE_ALIASES))
+        near = nearest(config.train_type, (*TUNERS, *VALUES["train_type"]))
         problems.append(f"--train_type {config.train_type}: is none of {', '.join(TUNERS)}, all{near}")
-    if config.max_src_len >= config.max_len:
+    if config.max_src_len is not None and config.max_src_len >= config.max_len:
         problems.append(
             f"--max_src_len {config.max_src_len} leaves no room for an answer in --max_len {config.max_len}; "
             "make it smaller, or max_len larger"
@@ -37,6 +39,11 @@ def check(config: TrainConfig) -> list[str]:
     problems += _validation_problems(config)
     problems += _tuner_problems(config)
     problems += range_problems(config)
+    problems += [
+        f"--{name} {value}: must be a whole number of optimizer steps, or below 1 a share of all"
+        for name in STEPS
+        if isinstance(value := getattr(config, name), float) and value > 1 and not value.is_integer()
+    ]
     problems += _data_problems(config)
     if config.model_name_or_path and not Path(config.model_name_or_path).is_dir():
         problems.append(f"--model_name_or_path {config.model_name_or_path}: no such folder (nothing is downloaded)")
@@ -83,7 +90,7 @@ def length_problems(config: DataSettings) -> list[str]:
         return []
     if len(given) == 1:
         return [f"{given[0]}: needs the other of --max_source_length and --max_target_length"]
-    defaults = {f.name: f.default for f in dataclasses.fields(DataSettings)}
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
     both = [f"--{name}" for name in ("max_len", "max_src_len") if getattr(config, name) != defaults[name]]
     problems = (
         [f"{', '.join(both)}: exclude --max_source_length and --max_target_length; give one pair"] if both else []
@@ -93,8 +100,7 @@ def length_problems(config: DataSettings) -> list[str]:
 
 def _tuner_problems(config: TrainConfig) -> list[str]:
     problems = []
-    named = next(f.default for f in dataclasses.fields(TrainConfig) if f.name == "freeze_module_name")
-    if config.freeze_last_n is not None and config.freeze_module_name != named:
+    if config.freeze_last_n is not None and config.freeze_module_name is not None:
         problems.append("--freeze_last_n and --freeze_module_name exclude each other; give one")
     if not is_lora_start(config.init_lora_weights):
         problems.append(

@@ -20,7 +20,7 @@ class CompareConfig:
     )
     num_seeds: int = setting(3, "runs of each: with --seed, with --seed + 1, …", at_least=1, at_most=1000)
     test_path: str | None = setting(
-        None, "files of records to score answers to, as train_path; none: the shipped test sample", ("--test_file",)
+        None, "files of records to score answers to, as train_path; none: the shipped test sample"
     )
     general_path: str | None = setting(
         None,
@@ -34,4 +34,4 @@ class CompareConfig:
     launcher: str = setting("", "what starts each run: torchrun --nproc_per_node 2, deepspeed --num_gpus 4, …")
     output_dir: str = setting("output/compare", "folder of all runs, compare.md, compare.csv and compare.png")
     # Flags of glmft train, for all runs.
-    train_flags: tuple[str, ...] = field(default=(), metadata={"limits": {}, "aliases": ()})
+    train_flags: tuple[str, ...] = field(default=(), metadata={"limits": {}})

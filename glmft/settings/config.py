@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from glmft.family import FAMILIES, QUANTISATIONS
+from glmft.settings.aliases import VALUES
 
 # The ways to train, and the class of each: to add one, write its file and a line here.
 TUNERS = {
@@ -21,7 +22,7 @@ TUNERS = {
     "lora": "glmft.tuners.lora.Lora",
 }
 DATA_FORMATS = ("auto", "triples", "pairs", "conversations", "messages")
-TRAIN_TYPE_ALIASES = {"all": "full"}
+TEMPLATES = ("default", "reference", "raw")
 WATCHED = ("eval_loss", "rouge-1", "rouge-2", "rouge-l", "bleu-4", "bleu-4-words", "exact-match", "f1")
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 # What nobody means is refused before memory is asked for it: tokens of a row, width of what is trained.
@@ -31,7 +32,6 @@ LONG, WIDE = 1 << 20, 1 << 16
 def setting(
     default: Any,
     help: str,
-    aliases: tuple[str, ...] = (),
     *,
     choices: tuple | None = None,
     bare: Any = None,
@@ -43,14 +43,25 @@ def setting(
     """A dataclass field that is a flag.
 
     Args:
-        aliases: other names of it that users bring along.
         bare: the value of the flag without one.
         at_least, more_than, at_most, less_than: what a number must keep to.
     """
     limits = {"at least": at_least, "more than": more_than, "at most": at_most, "less than": less_than}
     limits = {name: value for name, value in limits.items() if value is not None}
-    metadata = {"help": help, "aliases": aliases, "choices": choices, "bare": bare, "limits": limits}
+    metadata = {"help": help, "choices": choices, "bare": bare, "limits": limits}
     return field(default=default, metadata=metadata)
+
+
+@dataclass
+class FileSettings:
+    """Where settings may stand beside flags."""
+
+    title: ClassVar[str] = "file of settings"
+
+    config: str | None = setting(
+        None, "YAML file of settings by the names here; flags override it. A file of ChatGLM3's demo does as it stands"
+    )
+    data_dir: str | None = setting(None, "what the data files of such a demo file are relative to")
 
 
 @dataclass
@@ -104,19 +115,23 @@ class DataSettings:
     template: str = setting(
         "default",
         "default: the family's official chat prompt; reference: that of ChatGLM-Finetuning; raw: none, for base models",
-        choices=("default", "reference", "raw"),
+        choices=TEMPLATES,
     )
-    max_len: int = setting(1024, "longest row: prompt, answer and end token, in tokens", at_least=2, at_most=LONG)
-    max_src_len: int = setting(256, "longest prompt of one question, in tokens", at_least=4, at_most=LONG)
+    max_len: int = setting(1024, "longest row: prompt, answer and end token, in tokens", at_least=8, at_most=LONG)
+    max_src_len: int | None = setting(
+        None,
+        "longest prompt of one question, in tokens; none: what the answer leaves of max_len, half of it at least",
+        at_least=4,
+        at_most=LONG,
+    )
     max_source_length: int | None = setting(
         None,
         "with max_target_length, in place of the two above: longest prompt, in tokens",
-        ("--max_input_length",),
         at_least=4,
         at_most=LONG,
     )
     max_target_length: int | None = setting(
-        None, "longest answer without its end token, in tokens", ("--max_output_length",), at_least=4, at_most=LONG
+        None, "longest answer without its end token, in tokens", at_least=4, at_most=LONG
     )
 
 
@@ -127,9 +142,7 @@ class LearningSettings(DataSettings):
     title: ClassVar[str] = "data"
 
     cache_dir: str | None = setting(None, "folder of encoded data; none: glmft in the user's cache folder")
-    num_proc: int | None = setting(
-        None, "processes that encode; none: up to 8", ("--preprocessing_num_workers",), at_least=1, at_most=1024
-    )
+    num_proc: int | None = setting(None, "processes that encode; none: up to 8", at_least=1, at_most=1024)
     is_skip: bool = setting(False, "drop records that are too long instead of cutting them")
     loss_on: str = setting(
         "flagged",
@@ -149,7 +162,6 @@ class TrainDataSettings(LearningSettings):
         None,
         "JSON or JSONL files, folders, globs, comma-separated; weights mix them (a.json:0.7,b.json:0.3); none: the "
         "shipped sample",
-        ("--train_file",),
     )
     packing: bool = setting(False, "several documents in one row of max_len, kept apart: no padding")
     group_by_length: bool = setting(True, "put records of similar length into one optimizer step: less padding")
@@ -165,13 +177,12 @@ class ValidationSettings:
     val_path: str | None = setting(
         None,
         "files of records, as train_path, to look at while training",
-        ("--validation_file", "--val_file"),
     )
     val_ratio: float = setting(
         0.0, "in place of val_path: hold out this share of the training rows", at_least=0, at_most=0.9
     )
-    eval_steps: int | None = setting(
-        None, "optimizer steps between two validations; none: at each epoch's end", at_least=1
+    eval_steps: int | float | None = setting(
+        None, "optimizer steps between two validations, below 1 a share of all; none: at each epoch's end", more_than=0
     )
     per_device_eval_batch_size: int = setting(16, "records in one micro-batch of one rank when validating", at_least=1)
     predict_with_generate: bool = setting(
@@ -179,9 +190,7 @@ class ValidationSettings:
         "also answer some validation rows, and score the answers (rouge-1, rouge-2, rouge-l, bleu-4; f1 of triples)",
     )
     eval_samples: int = setting(50, "validation rows to answer", at_least=1)
-    max_new_tokens: int = setting(
-        256, "longest answer, in tokens", ("--generation_config.max_new_tokens",), at_least=1, at_most=LONG
-    )
+    max_new_tokens: int = setting(256, "longest answer, in tokens", at_least=1, at_most=LONG)
     save_best: str | None = setting(
         None,
         "save a checkpoint when this metric is better than ever, and let the link best lead to it",
@@ -201,7 +210,7 @@ class TunerSettings:
     title: ClassVar[str] = "what is trained"
 
     # What tuners with settings of their own were given; such a setting is a flag once --train_type names its tuner.
-    tuner_settings: dict[str, Any] = field(default_factory=dict, metadata={"limits": {}, "aliases": ()})
+    tuner_settings: dict[str, Any] = field(default_factory=dict, metadata={"limits": {}})
     train_type: str = setting("lora", f"one of {', '.join(TUNERS)} (all: the same as full)")
     lora_dim: int = setting(8, "LoRA: rank", at_least=1, at_most=WIDE)
     lora_alpha: float = setting(30, "LoRA: the update is scaled by lora_alpha / lora_dim", more_than=0)
@@ -217,9 +226,9 @@ class TunerSettings:
     )
     loraplus_lr_ratio: float | None = setting(None, "LoRA+: learning rate of B over that of A", more_than=0)
     modules_to_save: str = setting("", "LoRA: comma-separated modules to train whole and save with the adapter")
-    freeze_module_name: str = setting("layers.27.", "freeze: comma-separated parts of the parameter names to train")
+    freeze_module_name: str | None = setting(None, "freeze: comma-separated parts of the parameter names to train")
     freeze_last_n: int | None = setting(
-        None, "freeze: train this many last layers, in place of freeze_module_name", at_least=1
+        None, "freeze: train this many last layers, in place of freeze_module_name; neither: the last one", at_least=1
     )
     freeze_part: str = setting("all", "freeze: what of the freeze_last_n layers", choices=("all", "attention", "mlp"))
     pre_seq_len: int = setting(16, "ptuning, prompt: virtual tokens", at_least=1, at_most=WIDE)
@@ -260,20 +269,18 @@ class OptimizerSettings:
         "cosine", "shape of the fall after the warm-up", choices=("cosine", "linear", "constant")
     )
     min_lr_ratio: float = setting(0.1, "the learning rate falls to this share of the highest", at_least=0, at_most=1)
-    num_train_epochs: int = setting(1, "passes over the data", at_least=1)
+    warmup_steps: int | float | None = setting(
+        None, "in place of warmup_ratio: steps in which it rises; below 1 a share of all", at_least=0
+    )
+    num_train_epochs: int | float = setting(1, "passes over the data; the last may be a part of one", more_than=0)
     max_steps: int | None = setting(None, "optimizer steps in all, in place of num_train_epochs", at_least=1)
 
 
 @dataclass
-class RunSettings:
+class RunSettings(FileSettings):
     """The run itself: its folder, its log lines, its engine."""
 
     title: ClassVar[str] = "run"
-
-    config: str | None = setting(
-        None, "YAML file of settings by the names here; flags override it. A file of ChatGLM3's demo does as it stands"
-    )
-    data_dir: str | None = setting(None, "what the data files of such a demo file are relative to")
 
     output_dir: str | None = setting(
         None, "new folder for what is trained; none: output/ and a name after the settings"
@@ -282,16 +289,14 @@ class RunSettings:
     resume: str | None = setting(
         None,
         "go on from a checkpoint in output_dir: yes (or nothing) for the newest, or a step to go back to",
-        ("--resume_from_checkpoint",),
         bare="yes",
     )
     seed: int = setting(1234, "random seed of data order, initial values and dropout", at_least=0, at_most=2**31)
-    show_loss_step: int = setting(10, "optimizer steps between two log lines", ("--logging_steps",), at_least=1)
-    save_model_step: int | None = setting(
-        None,
-        "optimizer steps between two checkpoints; none: one at each epoch's end",
-        ("--save_steps",),
-        at_least=1,
+    show_loss_step: int | float = setting(
+        10, "optimizer steps between two log lines, below 1 a share of all", more_than=0
+    )
+    save_model_step: int | float | None = setting(
+        None, "optimizer steps between two checkpoints, below 1 a share of all; none: at each epoch's end", more_than=0
     )
     save_total_limit: int | None = setting(
         None,
@@ -313,7 +318,6 @@ class RunSettings:
     ds_file: str = setting(
         "ds_zero2_no_offload.json",
         "DeepSpeed file: a path, or a name in ds_configs/",
-        ("--deepspeed", "--deepspeed_config"),
     )
     local_rank: int | None = setting(None, "given by launchers; ignored")
     rank_timeout: int = setting(1800, "seconds that a rank may keep the others waiting", at_least=1, at_most=10**7)
@@ -327,7 +331,7 @@ class TrainConfig(RunSettings, OptimizerSettings, TunerSettings, ValidationSetti
     def __post_init__(self) -> None:
         super().__post_init__()
         self.resume = resume_point(self.resume, self.output_dir)
-        self.train_type = TRAIN_TYPE_ALIASES.get(self.train_type, self.train_type)
+        self.train_type = VALUES["train_type"].get(self.train_type, self.train_type)
 
     @property
     def watched_metric(self) -> str:
@@ -336,19 +340,6 @@ class TrainConfig(RunSettings, OptimizerSettings, TunerSettings, ValidationSetti
     @property
     def report_names(self) -> list[str]:
         return [name for name in split_names(self.report_to) if name not in ("none", "tensorboard")]
-
-
-@dataclass
-class InspectConfig(LearningSettings):
-    """Show what a model would learn of a file: a report, and the tokens and labels of chosen records."""
-
-    data_path: str | None = setting(None, "files of records, as train_path; also the first argument (required)")
-    model_name_or_path: str | None = setting(
-        None, "folder with the tokenizer; none: the embedded tiny base", ("--model",)
-    )
-    mode: str | None = setting(None, "model family; read off the folder where that shows it", choices=FAMILIES)
-    records: str = setting("0", "comma-separated numbers of rows to show, counted from 0; none: the report alone")
-    color: str = setting("auto", "color what is learned; auto: on a terminal", choices=("auto", "always", "never"))
 
 
 def resume_point(given: str | None, output_dir: str | None) -> str | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from glmft.errors import MOST_LINES, ConfigError, nearest
+from glmft.errors import ConfigError, hints
 from glmft.reading import read_json
 from glmft.schema import one_of
 from glmft.settings.config import TrainConfig
@@ -81,10 +81,8 @@ def resolve(path: Path, config: TrainConfig, world_size: int, dtype: str, hidden
     given = read_json(path)
     unknown = [key for key in given if key not in KNOWN_KEYS]
     if unknown:
-        hints = [nearest(key, KNOWN_KEYS, repr) for key in unknown[:MOST_LINES]] + [""] * len(unknown[MOST_LINES:])
-        raise ConfigError(
-            f"{path}: {key!r} is no DeepSpeed key{hint}" for key, hint in zip(unknown, hints, strict=True)
-        )
+        near = hints(unknown, KNOWN_KEYS, repr)
+        raise ConfigError(f"{path}: {key!r} is no DeepSpeed key{hint}" for key, hint in zip(unknown, near, strict=True))
     if wrong := unchecked_problems(_without_auto(given), path):
         raise ConfigError(wrong)
     batch = config.per_device_train_batch_size

@@ -8,7 +8,22 @@ from glmft.errors import ConfigError
 from glmft.settings.config import TrainConfig
 
 EMBEDDED = "examples/quickstart"
-DS_ALIASES = {"ds_zero_2.json": "ds_zero2_no_offload.json", "ds_zero_3.json": "ds_zero3_no_offload.json"}
+# As ChatGLM3's demo, ms-swift and LLaMA-Factory call them.
+DS_ALIASES = {
+    "ds_zero_2.json": "ds_zero2_no_offload.json",
+    "ds_zero_3.json": "ds_zero3_no_offload.json",
+    "zero0": "ds_zero0.json",
+    "zero1": "ds_zero1.json",
+    "zero2": "ds_zero2_no_offload.json",
+    "zero3": "ds_zero3_no_offload.json",
+    "zero2_offload": "ds_zero2_offload.json",
+    "zero3_offload": "ds_zero3_offload.json",
+    "ds_z0_config.json": "ds_zero0.json",
+    "ds_z2_config.json": "ds_zero2_no_offload.json",
+    "ds_z3_config.json": "ds_zero3_no_offload.json",
+    "ds_z2_offload_config.json": "ds_zero2_offload.json",
+    "ds_z3_offload_config.json": "ds_zero3_offload.json",
+}
 
 
 def shipped(relative: str) -> Path:
@@ -46,7 +61,7 @@ def default_output_dir(config: TrainConfig) -> str:
 
 
 def find_ds_file(name: str) -> Path:
-    """A DeepSpeed file by path, else by name in ds_configs/, or by the name that ChatGLM3's demo has for it.
+    """A DeepSpeed file by path, else by name in ds_configs/, or by the name that another project has for it.
 
     Raises:
         ConfigError: there is none; the message lists the shipped ones.

@@ -4,46 +4,45 @@ import argparse
 import dataclasses
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from glmft.dist import is_main
-from glmft.errors import MOST_LINES, ConfigError, nearest
+from glmft.errors import ConfigError
+from glmft.settings.aliases import SWITCHES, VALUES, aliases_of, meant_value, names_of, unknown_lines
 from glmft.settings.checks import text_problems
-from glmft.settings.yaml_file import read_yaml, yaml_arguments
+from glmft.settings.config import TrainConfig
+from glmft.settings.yaml_file import read_yaml, yaml_settings
 
-# Flags that users' scripts carry and that mean nothing here: accepted with one warning. Value: whether one follows.
-IGNORED_FLAGS = {
-    "--do_train": False,
-    "--do_eval": False,
-    "--do_predict": False,
-    "--overwrite_cache": False,
-    "--dataloader_num_workers": True,
-    "--remove_unused_columns": True,
-    "--save_strategy": True,
-    "--eval_strategy": True,
-    "--evaluation_strategy": True,
-    "--test_path": True,
-    "--test_file": True,
-    "--validation_file": True,
-    "--pre_seq_len": True,
-    "--predict_with_generate": False,
-    "--overwrite_output_dir": False,
-    "--log_level": True,
-    "--logging_strategy": True,
-    "--freezeV": True,
-    "--num_attention_heads": True,
-    "--token_dim": True,
-}
+# Names that users' scripts carry and that mean nothing here: accepted with one warning.
+IGNORED = frozenset(
+    """do_train do_eval do_predict overwrite_cache dataloader_num_workers remove_unused_columns save_strategy
+    eval_strategy evaluation_strategy test_path test_file validation_file pre_seq_len predict_with_generate
+    overwrite_output_dir log_level logging_strategy freezeV num_attention_heads token_dim plot_loss
+    trust_remote_code logging_dir run_name save_only_model logging_first_step dataloader_pin_memory
+    ddp_find_unused_parameters use_fast_tokenizer include_num_input_tokens_seen""".split()
+)
+# What takes several words in other projects, and a list with commas here.
+LISTS = (
+    "lora_module_name",
+    "modules_to_save",
+    "freeze_module_name",
+    "train_path",
+    "val_path",
+    "test_path",
+    "report_to",
+)
+TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 Settings = TypeVar("Settings")
+Fields = list[dataclasses.Field]
 
 
 def parse_arguments(
     kind: type[Settings],
     argv: list[str],
     program: str,
-    settings_of: Callable[[str], list[dataclasses.Field]] = lambda train_type: [],
+    settings_of: Callable[[str], Fields] = lambda train_type: [],
 ) -> Settings:
     """Flags to a settings object.
 
@@ -53,84 +52,117 @@ def parse_arguments(
     Raises:
         ConfigError: flags that are unknown (with the nearest name), repeated values or values of a wrong type.
     """
-    parser = _parser(kind, program)
     try:
-        return _parse(kind, argv, parser)
+        return _parse(kind, argv, program, [])
     except ConfigError:
-        more = settings_of(_train_type(argv))
+        more = settings_of(_train_type(argv, kind))
         if not more:
             raise
-    group = parser.add_argument_group("settings of this --train_type")
-    for f in more:
-        _add_flag(group, f, f.type)
-    return _parse(kind, argv, parser)
+    return _parse(kind, argv, program, more)
 
 
-def parse_known(kind: type[Settings], argv: list[str], program: str) -> tuple[Settings, list[str]]:
-    """Flags to a settings object, and the flags that it does not have. Raises ConfigError for wrong values."""
-    values, rest = _parser(kind, program).parse_known_args(argv)
-    return kind(**vars(values)), rest
-
-
-def _parse(kind: type[Settings], argv: list[str], parser: argparse.ArgumentParser) -> Settings:
-    known = [option for action in parser._actions for option in action.option_strings]
-    argv, ignored = _without_ignored(_with_config(argv, known), kind)
-    flags = [argument.split("=")[0] for argument in argv if argument.startswith("--")]
-    unknown = [flag for flag in flags if flag not in known]
+def _parse(kind: type[Settings], argv: list[str], program: str, more: Fields) -> Settings:
+    names = names_of([*_names(kind), *(f.name for f in more)])
+    parser = _parser(kind, program, names, more)
+    argv, unknown, ignored = in_our_names(argv, names)
     if unknown:
-        see = f"see {parser.prog} --help"
-        hints = [nearest(flag, known) for flag in unknown[:MOST_LINES]] + [""] * len(unknown[MOST_LINES:])
-        raise ConfigError(f"{flag}: no such setting{hint}; {see}" for flag, hint in zip(unknown, hints, strict=True))
+        lines = unknown_lines(unknown, names, names_of(_names(TrainConfig)))
+        raise ConfigError(f"{line}; see {program} --help" for line in lines)
+    if "config" in names:
+        of_file, passed_over = _of_file(argv, names)
+        argv, ignored = [*of_file, *argv], [*passed_over, *ignored]
     values = vars(parser.parse_args(argv))
-    names = {f.name for f in dataclasses.fields(kind)}
-    common = {name: value for name, value in values.items() if name in names}
-    more = {name: value for name, value in values.items() if name not in names}
-    config = kind(**common, tuner_settings=more) if more else kind(**common)
+    for name in LISTS:
+        values |= {name: ",".join(values[name])} if isinstance(values.get(name), list) else {}
+    own = {name: values.pop(name) for name in _names(kind)}
+    config = kind(**own, tuner_settings=values) if values else kind(**own)
     if problems := text_problems(config):
         raise ConfigError(problems)
     if ignored and is_main():
-        print(f"warning: {', '.join(ignored)}: without effect here", flush=True)
+        print(f"warning: {', '.join(dict.fromkeys(ignored))}: without effect here", flush=True)
     return config
 
 
-def _train_type(argv: list[str]) -> str:
+def split_flags(argv: Sequence[str], own: type, other: type) -> tuple[list[str], list[str]]:
+    """Arguments of a command that hands on what it does not have: its own, and those of the other settings class.
+
+    A name that both have an alias for is the other's.
+    """
+    names = names_of(_names(own)) | names_of(_names(other)) | {name: name for name in _names(own)}
+    mine: list[str] = []
+    rest: list[str] = []
+    current = mine
+    for argument in argv:
+        if argument.startswith("--"):
+            name = argument.partition("=")[0].removeprefix("--").replace("-", "_")
+            current = mine if names.get(name) in _names(own) or name == "help" else rest
+        current.append(argument)
+    return mine, rest
+
+
+def _names(kind: type) -> list[str]:
+    return [f.name for f in dataclasses.fields(kind) if "help" in f.metadata]
+
+
+def in_our_names(argv: list[str], names: dict[str, str]) -> tuple[list[str], list[str], list[str]]:
+    """Arguments with our flags in the place of aliases and switches.
+
+    Args:
+        names: as `names_of` gives them.
+
+    Returns:
+        Them, the flags that are unknown, and those that are ignored.
+    """
+    ours, unknown, ignored, rest = [], [], [], list(argv)
+    while rest:
+        given, equals, value = rest.pop(0).partition("=")
+        name = given.removeprefix("--").replace("-", "_")
+        if not given.startswith("--") or not name:
+            ours.append(given + equals + value)
+        elif name == "deepspeed" and not value and (not rest or rest[0].startswith("--")):
+            continue  # what DeepSpeed's own scripts have beside --deepspeed_config FILE
+        elif name in names or name == "help":
+            ours.append(f"--{names.get(name, name)}{equals}{value}")
+        elif name in SWITCHES and SWITCHES[name][0] in names:
+            truth = value if equals else rest.pop(0) if rest and rest[0].lower() in TRUTHS else "true"
+            setting, meaning = SWITCHES[name]
+            ours += [f"--{setting}", meaning] if _boolean(truth, name) else []
+        elif name in IGNORED:
+            ignored.append(given)
+            if not equals and rest and not rest[0].startswith("--"):
+                rest.pop(0)
+        else:
+            unknown.append(name)
+    return ours, unknown, ignored
+
+
+def _train_type(argv: list[str], kind: type) -> str:
     """The tuner that flags or the YAML file name; empty if none does."""
+    names = names_of(_names(kind))
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--train_type")
     parser.add_argument("--config")
-    given, _ = parser.parse_known_args(argv)
+    given, _ = parser.parse_known_args(in_our_names(argv, names)[0])
     if given.train_type is None and given.config is not None:
         return str(read_yaml(Path(given.config)).get("train_type", ""))
     return given.train_type or ""
 
 
-def _with_config(argv: list[str], known: list[str]) -> list[str]:
-    """The flags of the file that --config names, then those given, which override them."""
-    if "--config" not in known:
-        return argv
+def _of_file(argv: list[str], names: dict[str, str]) -> tuple[list[str], list[str]]:
+    """The flags of the file that --config names, which those given override; and what it has for training alone."""
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config")
     parser.add_argument("--data_dir")
     given, _ = parser.parse_known_args(argv)
     if given.config is None:
-        return argv
-    names = {flag.removeprefix("--") for flag in [*known, *IGNORED_FLAGS]}
-    return [*yaml_arguments(Path(given.config), names, given.data_dir), *argv]
-
-
-def _without_ignored(argv: list[str], kind: type) -> tuple[list[str], list[str]]:
-    known = {name for f in dataclasses.fields(kind) for name in (f"--{f.name}", *f.metadata["aliases"])}
-    kept, ignored, position = [], [], 0
-    while position < len(argv):
-        flag, _, value = argv[position].partition("=")
-        if flag in IGNORED_FLAGS and flag not in known:
-            ignored.append(flag)
-            follows = position + 1 < len(argv) and not argv[position + 1].startswith("--")
-            position += 1 if IGNORED_FLAGS[flag] and not value and follows else 0
-        else:
-            kept.append(argv[position])
-        position += 1
-    return kept, ignored
+        return [], []
+    of_training = names_of(_names(TrainConfig))
+    known = {*names, *of_training, *SWITCHES, *IGNORED}
+    settings = yaml_settings(Path(given.config), names, known, given.data_dir)
+    passed_over = [name for name in settings if name not in names and name in of_training]
+    flags = [part for name, value in settings.items() if name not in passed_over for part in (f"--{name}", value)]
+    ours, _, ignored = in_our_names(flags, names)
+    return ours, [*passed_over, *ignored]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -138,7 +170,7 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
-def _parser(kind: type, program: str) -> argparse.ArgumentParser:
+def _parser(kind: type, program: str, names: dict[str, str], more: Fields) -> argparse.ArgumentParser:
     parser = _Parser(prog=program, description=kind.__doc__, allow_abbrev=False)
     hints = typing.get_type_hints(kind)
     groups: dict[str, Any] = {}
@@ -148,28 +180,57 @@ def _parser(kind: type, program: str) -> argparse.ArgumentParser:
         owner = next(c for c in kind.__mro__ if f.name in c.__dict__.get("__annotations__", {}))
         title = owner.__dict__.get("title", "settings")
         group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
-        _add_flag(group, f, hints[f.name])
+        _add_flag(group, f, hints[f.name], aliases_of(f.name, names))
+    if more:
+        group = parser.add_argument_group("settings of this --train_type")
+        for f in more:
+            _add_flag(group, f, f.type, aliases_of(f.name, names))
     return parser
 
 
-def _add_flag(group: Any, f: dataclasses.Field, hint: Any) -> None:
-    types_ = [t for t in typing.get_args(hint) if t is not types.NoneType] if typing.get_args(hint) else [hint]
-    shown = "none" if f.default is None else f.default
-    aliases = f.metadata["aliases"]
-    also = f"; also {', '.join(aliases)}" if aliases else ""
-    text = f"{f.metadata['help']} (default: {shown}{also})".replace("%", "%%")
-    options: dict[str, Any] = {"dest": f.name, "default": f.default, "help": text, "choices": f.metadata["choices"]}
+def _add_flag(group: Any, f: dataclasses.Field, hint: Any, aliases: list[str]) -> None:
+    kinds = [t for t in typing.get_args(hint) if t is not types.NoneType] if typing.get_args(hint) else [hint]
+    notes = [] if "default: " in f.metadata["help"] else [f"default: {'none' if f.default is None else f.default}"]
+    notes += [f"also --{', --'.join(aliases)}"] if aliases else []
+    text = f"{f.metadata['help']} ({'; '.join(notes)})" if notes else f.metadata["help"]
+    options: dict[str, Any] = {"default": f.default, "help": text.replace("%", "%%")}
     if f.metadata["bare"] is not None:
         options.update(nargs="?", const=f.metadata["bare"])
-    if types_[0] is bool:
-        options.update(type=_boolean, nargs="?", const=True, metavar="True|False", choices=None)
+    if f.name in LISTS:
+        options["nargs"] = "+"
+    if kinds[0] is bool:
+        options.update(type=_boolean, nargs="?", const=True, metavar="True|False")
     else:
-        options.update(type=types_[0], metavar=None if options["choices"] else types_[0].__name__.upper())
-    group.add_argument(f"--{f.name}", *aliases, **options)
+        choices = f.metadata["choices"]
+        kind, name = (_number, "NUMBER") if set(kinds) == {int, float} else (kinds[0], kinds[0].__name__.upper())
+        metavar = f"{{{','.join(map(str, choices))}}}" if choices else name
+        options.update(type=_value_of(f.name, kind, choices), metavar=metavar)
+    group.add_argument(f"--{f.name}", **options)
 
 
-def _boolean(text: str) -> bool:
-    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if text.lower() not in values:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
-    return values[text.lower()]
+def _value_of(setting: str, kind: Callable[[str], Any], choices: tuple | None) -> Callable[[str], Any]:
+    """A conversion that knows other names of the values, and refuses what is no choice."""
+
+    def convert(text: str) -> Any:
+        value = kind(VALUES.get(setting, {}).get(text, text))
+        if choices and value not in choices:
+            rule = f"invalid choice: {text!r} (choose from {', '.join(map(repr, choices))})"
+            raise argparse.ArgumentTypeError(rule + meant_value(setting, text, choices))
+        return value
+
+    convert.__name__ = getattr(kind, "__name__", "value").strip("_")  # argparse calls a wrong value by it
+    return convert
+
+
+def _number(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def _boolean(text: str, flag: str = "") -> bool:
+    if text.lower() not in TRUTHS:
+        problem = f"{text!r} is neither True nor False"
+        raise ConfigError(f"--{flag}: {problem}") if flag else argparse.ArgumentTypeError(problem)
+    return TRUTHS[text.lower()]

@@ -1,13 +1,24 @@
-"""Settings of what makes folders ready, beside training."""
+"""Settings of what is done beside training: a look at data, and folders that are made ready."""
 
 from dataclasses import dataclass
 
 from glmft.family import FAMILIES
-from glmft.settings.config import setting
+from glmft.settings.config import FileSettings, LearningSettings, setting
 
 
 @dataclass
-class MergeConfig:
+class InspectConfig(FileSettings, LearningSettings):
+    """Show what a model would learn of a file: a report, and the tokens and labels of chosen records."""
+
+    data_path: str | None = setting(None, "files of records, as train_path; also the first argument (required)")
+    model_name_or_path: str | None = setting(None, "folder with the tokenizer; none: the embedded tiny base")
+    mode: str | None = setting(None, "model family; read off the folder where that shows it", choices=FAMILIES)
+    records: str = setting("0", "comma-separated numbers of rows to show, counted from 0; none: the report alone")
+    color: str = setting("auto", "color what is learned; auto: on a terminal", choices=("auto", "always", "never"))
+
+
+@dataclass
+class MergeConfig(FileSettings):
     """Fold LoRA weights into their base model; neither input is changed."""
 
     ori_model_dir: str | None = setting(None, "folder of the base model; none: the path that the adapter recorded")
@@ -18,11 +29,11 @@ class MergeConfig:
 
 
 @dataclass
-class QuantizeConfig:
+class QuantizeConfig(FileSettings):
     """Write a base model with the weights of its layers in 8 or 4 bits, in the layout of the official INT4 folders."""
 
     model_name_or_path: str | None = setting(None, "folder of the base model; also the first argument (required)")
-    bits: int = setting(4, "bits of a weight", ("--quantization_bit",), choices=(4, 8))
+    bits: int = setting(4, "bits of a weight", choices=(4, 8))
     mode: str | None = setting(None, "model family; read off the folder where that shows it", choices=FAMILIES)
     output_dir: str | None = setting(None, "new folder for the quantised model (required)")
     max_shard_size: str = setting("2GB", "largest weight file")

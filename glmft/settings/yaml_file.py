@@ -9,15 +9,15 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from glmft.errors import MOST_LINES, ConfigError, nearest, one_line
+from glmft.errors import ConfigError, one_line
 from glmft.reading import read_text
+from glmft.settings.aliases import unknown_lines
 
 LARGEST = 64 << 10  # bytes of a file of settings
 # The demo's sections; what they hold is taken as if it stood at the top level.
 SECTIONS = ("data_config", "training_args", "peft_config", "generation_config")
 DATA_FILES = ("train_file", "val_file", "test_file")
 PEFT_TYPES = {"LORA": "lora", "PREFIX_TUNING": "ptuning"}
-PEFT_NAMES = {"r": "lora_dim", "num_virtual_tokens": "pre_seq_len", "target_modules": "lora_module_name"}
 # What its library's trainer does where a file says nothing.
 DEMO_DEFAULTS = {
     "weight_decay": 0.0,
@@ -45,11 +45,14 @@ def demo_arguments(argv: list[str]) -> list[str]:
     return ["--data_dir", words[0], "--model_name_or_path", words[1], "--config", words[2], *resume, *flags]
 
 
-def yaml_arguments(path: Path, known: Collection[str], data_dir: str | None = None) -> list[str]:
-    """The settings of a YAML file as flags.
+def yaml_settings(
+    path: Path, own: Collection[str], known: Collection[str], data_dir: str | None = None
+) -> dict[str, str]:
+    """The settings of a YAML file: names as they stand there, and values as flags have them.
 
     Args:
-        known: all names of settings, without dashes.
+        own: the names that the command has.
+        known: all names that may stand there, those without effect too.
         data_dir: what the file's data paths are relative to.
 
     Raises:
@@ -57,10 +60,9 @@ def yaml_arguments(path: Path, known: Collection[str], data_dir: str | None = No
     """
     given = read_yaml(path)
     is_demo = any(section in given for section in SECTIONS)
-    values = dict(DEMO_DEFAULTS) if is_demo else {}
-    problems = []
-    for key, value in flat(given, path):
-        name = PEFT_NAMES.get(key, key)
+    values = {name: value for name, value in DEMO_DEFAULTS.items() if name in own} if is_demo else {}
+    problems, unknown = [], []
+    for name, value in flat(given, path):
         if name == "peft_type":
             name, value = "train_type", PEFT_TYPES.get(str(value).upper())
             if value is None:
@@ -74,15 +76,15 @@ def yaml_arguments(path: Path, known: Collection[str], data_dir: str | None = No
         elif name == "task_type":
             continue
         elif name not in known:
-            hint = nearest(name, known) if len(problems) < MOST_LINES else ""
-            problems.append(f"{path}: {key}: no such setting{hint}")
+            unknown.append(name)
         if value is not None:
             values[name] = in_folder(value, data_dir) if name in DATA_FILES and data_dir else value
+    problems += [f"{path}: {line}" for line in unknown_lines(unknown, known, dashes="")]
     if problems:
         raise ConfigError(problems)
-    if is_demo and "peft_config" not in given:
+    if is_demo and "peft_config" not in given and "train_type" in own:
         values.setdefault("train_type", "full")
-    return [part for name, value in values.items() for part in (f"--{name}", as_text(value, name, path))]
+    return {name: as_text(value, name, path) for name, value in values.items()}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class Job:
     """What does not change while training.
 
     Args:
-        base: what an adapter records of its base model.
+        base: what an adapter records of its base model and of the settings that it was trained with.
         rows: what is trained on.
         validation: rows that are not trained on; None: there are none.
     """

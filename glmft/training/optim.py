@@ -10,13 +10,21 @@ from glmft.settings.config import TrainConfig
 
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:
     """Rate of optimizer step `step` (0-based) out of `total`: linear warm-up, then the chosen fall to the floor."""
-    warmup = math.ceil(config.warmup_ratio * total)
+    warmup = warmup_of(config, total)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
     shape = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
     floor = config.min_lr_ratio
     return config.learning_rate * (floor + (1 - floor) * shape[config.lr_scheduler_type])
+
+
+def warmup_of(config: TrainConfig, total: int) -> int:
+    """Optimizer steps in which the rate rises."""
+    steps = config.warmup_steps
+    if steps is None or 0 < steps < 1:
+        return math.ceil((config.warmup_ratio if steps is None else steps) * total)
+    return int(steps)
 
 
 def parameter_groups(

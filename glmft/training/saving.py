@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from glmft.data.shortfall import GRAVE
 from glmft.device import peak_memory
 from glmft.dist import barrier, gather_objects, whole_shape
 from glmft.errors import Stopped
@@ -168,4 +169,5 @@ def summary(result: TrainResult, job: Job) -> list[str]:
     if result.best is not None:
         place = f" ({job.folder / BEST})" if job.config.save_best else ""
         lines.append(f"best {job.config.watched_metric} {result.best:.4f} at step {result.best_step}{place}")
+    lines += [shortfall.line for shortfall in job.rows.shortfalls if shortfall.share > GRAVE]
     return [*lines, f"what was trained, metrics.jsonl, loss.png, tensorboard/ and checkpoints are in {job.folder}"]

@@ -6,7 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_args, get_type_hints
+from typing import Any, ClassVar, Self, get_type_hints
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,8 +17,9 @@ from glmft.errors import CheckpointError, ConfigError, one_line
 from glmft.family import ADAPTER_JSON
 from glmft.models.stored import require_finite, require_fit
 from glmft.reading import read_json
-from glmft.schema import FLAG, NULL, Kind, number, one_of, problems, text, whole
+from glmft.schema import Kind, problems, text
 from glmft.settings.config import TrainConfig
+from glmft.settings.recorded import kind_of
 from glmft.weights import FLOATS, StoredTensors
 
 ADAPTER_WEIGHTS = "glmft_adapter.safetensors"
@@ -72,14 +73,14 @@ class Tuner(ABC):
         """Write `state` and what it needs to be loaded again.
 
         Args:
-            base: what the adapter records of its base: path, family and fingerprint.
+            base: what the adapter records of its base (path, family and fingerprint) and of the settings of its run.
         """
         save_checked(state, folder / ADAPTER_WEIGHTS)
         self.save_description(folder, base)
 
-    def save_description(self, folder: Path, base: dict[str, Any]) -> None:
+    def save_description(self, folder: Path, base: dict[str, Any], name: str = ADAPTER_JSON) -> None:
         described = {"train_type": self.name, **dataclasses.asdict(self), **base}
-        (folder / ADAPTER_JSON).write_text(json.dumps(described, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        (folder / name).write_text(json.dumps(described, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def from_description(cls, folder: Path) -> Self:
@@ -119,14 +120,7 @@ def kinds_of(tuner: type) -> dict[str, Kind]:
     flags = {f.name: f.metadata for f in dataclasses.fields(TrainConfig)}
     kinds, hints = {"base_model_name_or_path": text(), "base_fingerprint": text(longest=100)}, get_type_hints(tuner)
     for f in dataclasses.fields(tuner):
-        types = set(get_args(hints[f.name])) or {hints[f.name]}
-        flag = f.metadata if "limits" in f.metadata else flags.get(f.name, {})
-        limits, choices = flag.get("limits", {}), flag.get("choices")
-        low, high = limits.get("at least", 0), limits.get("at most", 2**31)
-        named = one_of(*choices) if choices else text()
-        plain = {bool: FLAG, int: whole(low, high), float: number(low, high), str: named}
-        kind = next(plain[t] for t in plain if t in types)
-        kinds[f.name] = kind | NULL if type(None) in types else kind
+        kinds[f.name] = kind_of(f, hints[f.name], flags.get(f.name))
     return kinds
 
 

@@ -16,21 +16,26 @@ class Freeze(Tuner):
     """
     Args:
         freeze_module_name: comma-separated parts of the names of what trains.
-        freeze_last_n: train this many last layers instead.
+        freeze_last_n: train this many last layers instead; neither: the last one.
         freeze_part: of those layers, `all`, `attention` or `mlp`.
     """
 
-    freeze_module_name: str
+    freeze_module_name: str | None = None
     freeze_last_n: int | None = None
     freeze_part: str = "all"
     name: ClassVar[str] = "freeze"
 
+    @property
+    def last_layers(self) -> int:
+        """How many of the last layers train; 0: what `freeze_module_name` says."""
+        return self.freeze_last_n or (1 if self.freeze_module_name is None else 0)
+
     def problems(self, model: nn.Module) -> list[str]:
         names = [name for name, _ in model.named_parameters()]
-        if self.freeze_last_n is not None:
+        if self.last_layers:
             layers = len(layer_numbers(names))
-            too_many = f"--freeze_last_n {self.freeze_last_n}: the model has {layers} layers"
-            return [too_many] if self.freeze_last_n > layers else []
+            too_many = f"--freeze_last_n {self.last_layers}: the model has {layers} layers"
+            return [too_many] if self.last_layers > layers else []
         return [
             f"--freeze_module_name {pattern}: matches no parameter; there are {', '.join(_kinds(names))}"
             for pattern in split_names(self.freeze_module_name) or ["(empty)"]
@@ -53,9 +58,9 @@ class Freeze(Tuner):
 
     def chosen(self, names: list[str]) -> set[str]:
         """The names of what trains."""
-        if self.freeze_last_n is None:
+        if not self.last_layers:
             return {n for pattern in split_names(self.freeze_module_name) for n in matching(names, pattern)}
-        last = layer_numbers(names)[-self.freeze_last_n :]
+        last = layer_numbers(names)[-self.last_layers :]
         parts = PARTS[self.freeze_part]
         return {n for i in last for n in matching(names, f"layers.{i}") if any(part in n for part in parts)}
 

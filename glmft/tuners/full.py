@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from glmft.errors import CheckpointError
+from glmft.family import RECORD_JSON
 from glmft.models.loading import copy_texts
 from glmft.tuners.base import Tuner, gather_named, train_only
 
@@ -36,6 +37,7 @@ class Full(Tuner):
 
     def save(self, model: nn.Module, state: dict[str, Tensor], folder: Path, base: dict[str, Any]) -> None:
         model.save_pretrained(folder, state_dict=state, max_shard_size="2GB")
+        self.save_description(folder, base, RECORD_JSON)
         if "base_model_name_or_path" in base:
             copy_texts(Path(base["base_model_name_or_path"]), folder)
 

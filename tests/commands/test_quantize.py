@@ -13,7 +13,7 @@ from glmft.commands.quantize import quantize
 from glmft.commands.train import base_problems, parameter_table
 from glmft.errors import CheckpointError, ConfigError
 from glmft.models import nf4
-from glmft.models.loading import load_config, load_model, record_of
+from glmft.models.loading import load_config, load_model, meta_model, record_of
 from glmft.models.quantised import quantised_layers
 from glmft.settings.tools import MergeConfig, QuantizeConfig
 from glmft.tuners.freeze import Freeze
@@ -166,11 +166,11 @@ def test_tuners_of_the_bases_own_weights_are_refused_and_the_others_are_not(quan
     refused = [Full(), Freeze("layers.1."), Lora(4, 8, 0, "mlp", use_dora=True)]
     refused += [Lora(4, 8, 0, "mlp", init_lora_weights="pissa")]
     for tuner in refused:
-        assert base_problems(tuner, config, zero_stage=2) == [tuner.needs_floats]
+        assert base_problems(tuner, meta_model(config), zero_stage=2) == [tuner.needs_floats]
     for tuner in (Lora(4, 8, 0, "mlp", use_rslora=True), Prefix(4, True), Prompt(4, "lstm")):
-        assert base_problems(tuner, config, zero_stage=3) == []
+        assert base_problems(tuner, meta_model(config), zero_stage=3) == []
     plain = load_config(model_folder)
-    assert [base_problems(tuner, plain, zero_stage=2) for tuner in refused] == [[]] * 4
+    assert [base_problems(tuner, meta_model(plain), zero_stage=2) for tuner in refused] == [[]] * 4
 
 
 def test_the_share_that_trains_is_of_all_numbers(model_folder):
@@ -223,7 +223,9 @@ class TestBitsandbytes:
         assert torch.equal(stored(IDS).logits, first(IDS).logits)
         with pytest.raises(ConfigError, match=r"is quantised already \(nf4\)"):
             load_config(tmp_path / "stored", quantization_bit="4")
-        assert base_problems(Full(), load_config(tmp_path / "stored"), zero_stage=2) == [Full().needs_floats]
+        assert base_problems(Full(), meta_model(load_config(tmp_path / "stored")), zero_stage=2) == [
+            Full().needs_floats
+        ]
 
     def test_eight_bits_of_bitsandbytes_load_too(self, model_folder, tmp_path):
         from transformers import BitsAndBytesConfig
@@ -248,6 +250,6 @@ class TestBitsandbytes:
 
     def test_zero3_is_refused(self, model_folder):
         config = load_config(model_folder, quantization_bit="nf4")
-        [problem] = base_problems(Lora(4, 8, 0.0, "mlp"), config, zero_stage=3)
+        [problem] = base_problems(Lora(4, 8, 0.0, "mlp"), meta_model(config), zero_stage=3)
         assert problem.startswith("--ds_file: ZeRO-3 cannot partition the weights of bitsandbytes")
-        assert base_problems(Lora(4, 8, 0.0, "mlp"), config, zero_stage=2) == []
+        assert base_problems(Lora(4, 8, 0.0, "mlp"), meta_model(config), zero_stage=2) == []

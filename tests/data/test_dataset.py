@@ -49,7 +49,8 @@ def test_bad_records_are_counted(tokenizer, tmp_path):
     loaded = load_rows(find_sources(f"{tmp_path}/a.json"), config, tokenizer, 1, tmp_path / "cache")
     assert len(loaded.examples) == 2
     assert [place.split(":")[-1] for place, _ in loaded.rejected] == ["3"]
-    assert "1 bad records left out" in loaded.lines[-1]
+    assert "1 bad records left out" in loaded.lines[-2]
+    assert loaded.lines[-1].startswith("warning: data: 1 of 3 records are bad and left out")
 
 
 @pytest.mark.parametrize(("family", "total"), [("glm", 128), ("glm2", 129), ("glm3", 129)])

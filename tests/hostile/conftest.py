@@ -10,7 +10,9 @@ import pytest
 import torch
 import yaml
 
+from glmft.family import RECORD_JSON
 from glmft.settings.defaults import shipped
+from glmft.settings.recorded import TRAINED_WITH, record_of_settings
 
 EVIL = "import pathlib\npathlib.Path(__file__).with_name('executed').touch()\ndef run(*a, **k): pass\nLinear = run\n"
 RECORD = {"instruction": "请复述：", "input": "云川", "output": "云川"}
@@ -49,6 +51,8 @@ def good(tmp_path_factory) -> Path:
     )
     (base / "added_tokens.json").write_text("{}")
     about = {"family": "glm2", "base_model_name_or_path": "../base", "base_fingerprint": fingerprint(base)}
+    about |= {TRAINED_WITH: record_of_settings(TrainConfig(max_src_len=200, prompt_column="content"))}
+    (base / RECORD_JSON).write_text(json.dumps({"train_type": "full", **about}))
     settings = {"lora": {}, "ptuning": {"pre_seq_len": 4}, "prompt": {"pre_seq_len": 4}, "freeze": {"freeze_last_n": 1}}
     for train_type, given in settings.items():
         tuner = make_tuner(TrainConfig(train_type=train_type, **given))

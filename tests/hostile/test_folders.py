@@ -20,6 +20,7 @@ MODEL_JSON = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "glmft_training.json",
 )
 ADAPTERS = ("lora", "ptuning", "prompt", "freeze", "peft")
 

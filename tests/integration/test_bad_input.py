@@ -40,7 +40,7 @@ CASES = {
     "lengths": (["--max_src_len", "600", "--max_len", "512"], "--max_src_len 600"),
     "lora name": (["--lora_module_name", "q_proj"], "dense, dense_4h_to_h, dense_h_to_4h, query_key_value"),
     "freeze name": (["--train_type", "freeze", "--freeze_module_name", "layers.27."], "layers.0…3."),
-    "unknown flag": (["--lora_rank", "8"], "no such setting"),
+    "unknown flag": (["--lora_rnk", "8"], "did you mean --lora_rank?"),
     "wrong type": (["--seed", "one"], "--seed"),
     "DeepSpeed file": (["--ds_file", "ds_zero9.json"], "ds_zero2_no_offload.json"),
     "family": (["--mode", "glm3"], "holds a glm2 model"),

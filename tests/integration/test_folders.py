@@ -58,6 +58,9 @@ def test_going_back_starts_a_line_that_goes_on_with_the_same_bits(old, uneven, o
     codes, printed = train([*again, "--resume", "2"], 1, tmp_path, die_after=2)
     assert codes == [-signal.SIGKILL], printed
     assert "going back to step 2: checkpoint-4, checkpoint-6 of the line before are kept in" in printed
+    assert (
+        "going on from checkpoint-2 of 6 steps\nchanged since checkpoint-2: learning_rate 0.001 -> 0.005, " in printed
+    )
     assert steps(out) == [2]
     assert steps(out / "set-aside-1") == [4, 6]
     assert not (out / "train_results.json").exists()
@@ -103,8 +106,18 @@ def test_a_run_that_is_refused_changes_nothing(more, part, uneven, out, tmp_path
     assert "Traceback" not in printed
     [line] = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert part in line
+    assert ("data:" in printed) == ("--lora_dim" in more)  # all else is seen before
     assert files(out) == before
     assert not list(out.glob(".*"))
+
+
+def test_a_finished_run_says_so_and_changes_nothing(uneven, out, tmp_path):
+    before = files(out)
+    codes, printed = train(flags(uneven, out, "--resume", "yes"), 1, tmp_path)
+    assert codes == [0], printed
+    assert f"the run in {out} is finished: 6 of 6 steps" in printed
+    assert "what trains" not in printed
+    assert files(out) == before
 
 
 def test_a_run_that_replaces_another_and_dies_brings_it_back(uneven, out, tmp_path):

@@ -12,10 +12,11 @@ import glmft
 from glmft.family import FAMILIES
 from glmft.inference.generation import answer
 
+KEPT = ("step", "loss", "learning_rate", "grad_norm", "eval_loss")
 LAYOUTS = [*FAMILIES, *NATIVE]
 
 TUNERS = {
-    "lora": ["--train_type", "lora", "--lora_dropout", "0.1", "--lora_dim", "4"],
+    "lora": ["--train_type", "lora", "--lora_dropout", "0.1", "--lora_dim", "4", "--warmup_steps", "3"],
     "lora-plus": ["--train_type", "lora", "--lora_module_name", "all-linear", "--loraplus_lr_ratio", "4"],
     "lora-dora": ["--train_type", "lora", "--use_dora", "--modules_to_save", "final_layernorm"],
     "lora-pissa": ["--train_type", "lora", "--init_lora_weights", "pissa", "--lora_dim", "4"],
@@ -89,6 +90,25 @@ def test_a_run_killed_in_mid_window_ends_with_the_same_bits(tuner, family, stage
     assert any(not torch.equal(tensor, early[name]) for name, tensor in want.items())
     model, tokenizer = glmft.load(resumed)
     assert len(answer(model, tokenizer, ["云川", "岭溪泉"], max_new_tokens=4)) == 2
+
+
+@pytest.mark.slow
+def test_parts_of_epochs_and_shares_of_steps_go_on_alike(uneven, tmp_path):
+    """2.4 epochs of 9 rows in steps of 3 are 8 steps; two rows are looked at every 0.25 of them."""
+    common = ["--train_path", str(uneven), *WINDOWS, "--max_len", "512", "--num_train_epochs", "2.4", *TUNERS["lora"]]
+    common += ["--val_ratio", "0.1", "--eval_steps", "0.25", "--save_steps", "0.5", "--logging_steps", "0.1"]
+    for name, harm in (("whole", {}), ("resumed", {"die_after": KILLED})):
+        codes, printed = train([*common, "--output_dir", str(tmp_path / name)], 1, tmp_path, **harm)
+        assert codes == [-signal.SIGKILL if harm else 0], printed
+    codes, printed = train([*common, "--output_dir", str(tmp_path / "resumed"), "--resume"], 1, tmp_path)
+    assert codes == [0], printed
+    assert "going on from checkpoint-4 of 8 steps" in printed
+    strip = lambda folder: [{k: v for k, v in row.items() if k in KEPT} for row in metrics(folder)]  # noqa: E731
+    assert strip(tmp_path / "resumed") == strip(tmp_path / "whole")
+    assert [row["step"] for row in metrics(tmp_path / "whole") if "eval_loss" in row] == [2, 4, 6, 8]
+    assert [row["learning_rate"] for row in metrics(tmp_path / "whole") if "loss" in row][:3] == [
+        pytest.approx(1e-3 * step / 3) for step in (1, 2, 3)
+    ]
 
 
 TOPOLOGIES = [(stage, ranks) for stage in ("0", "1", "2_no_offload", "3_no_offload") for ranks in (1, 2)]

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from glmft.errors import ConfigError
+from glmft.settings.answers import PredictConfig
 from glmft.settings.checks import check
 from glmft.settings.config import TrainConfig
 from glmft.settings.flags import parse_arguments
@@ -68,6 +69,24 @@ def test_aliases_are_names_too(parse):
     assert (config.train_path, config.show_loss_step, config.ds_file) == ("a.json", 3, "ds_zero_3.json")
 
 
+def test_names_of_other_projects_do_in_a_file_too(parse):
+    config = parse("finetuning_type: lora\nlora_rank: 4\nlora_target: all\ncutoff_len: 300\nbf16: true\nfp16: false\n")
+    assert (config.train_type, config.lora_dim, config.lora_module_name) == ("lora", 4, "all-linear")
+    assert (config.max_len, config.dtype) == (300, "bf16")
+
+
+def test_a_file_for_training_serves_other_commands_with_a_line_on_what_it_has_for_training_alone(tmp_path, capsys):
+    path = tmp_path / "config.yaml"
+    path.write_text("template: raw\nlearning_rate: 1e-4\nlora_rank: 4\nmax_len: 99\n", encoding="utf-8")
+    config = parse_arguments(PredictConfig, ["--config", str(path), "--max_len", "100"], "predict.py")
+    assert (config.template, config.max_len) == ("raw", 100)
+    assert capsys.readouterr().out == "warning: learning_rate, lora_rank: without effect here\n"
+    (tmp_path / "demo.yaml").write_text(DEMO + LORA, encoding="utf-8")
+    demo = parse_arguments(PredictConfig, ["--config", str(tmp_path / "demo.yaml"), "--data_dir", "d"], "predict.py")
+    assert (demo.test_path, demo.max_source_length, demo.max_new_tokens) == ("d/dev.json", 256, 512)
+    assert "weight_decay" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -76,7 +95,10 @@ def test_aliases_are_names_too(parse):
         ("a: [1\n", "is no YAML"),
         ("- 1\n", "must hold settings as `name: value`"),
         ("model: {name: x}\n", "model: is a section"),
-        ("training_args: {learning_rate: 1, warmup: 3}\n", "warmup: no such setting; did you mean warmup_ratio?"),
+        (
+            "training_args: {learning_rate: 1, warmup: 3}\n",
+            "warmup: no such setting; here it is --warmup_ratio or --warmup_steps",
+        ),
         ("peft_config: {peft_type: IA3}\n", "peft_type is none of LORA, PREFIX_TUNING"),
         ("quantization_bit: 3\n", "argument --quantization_bit: invalid choice: '3' (choose from"),
         ("!!python/object/apply:os.system ['true']\n", "is no YAML"),
