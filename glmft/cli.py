@@ -18,7 +18,7 @@ from glmft.settings.answers import PredictConfig, ScoreConfig
 from glmft.settings.compare import CompareConfig
 from glmft.settings.config import TrainConfig
 from glmft.settings.flags import parse_arguments, split_flags
-from glmft.settings.tools import InspectConfig, MergeConfig, QuantizeConfig
+from glmft.settings.tools import ExportConfig, InspectConfig, MergeConfig, QuantizeConfig
 from glmft.settings.yaml_file import demo_arguments
 from glmft.training.signals import interruptible, stopped_line
 
@@ -95,11 +95,20 @@ def inspect(argv: Sequence[str], program: str) -> int:
 
 
 def merge(argv: Sequence[str], program: str) -> int:
-    """fold LoRA into its base     (python merge_lora.py)"""
+    """make one model of a base and what was trained   (python merge_lora.py)"""
     config = parse_arguments(MergeConfig, list(argv), program)
     from glmft.commands.merge import merge as run
 
     print(f"merged model in {run(config)}")
+    return 0
+
+
+def export(argv: Sequence[str], program: str) -> int:
+    """hand a model or adapter over to transformers, peft or official code"""
+    config = parse_arguments(ExportConfig, with_first("--model_name_or_path", argv), program)
+    from glmft.commands.export import export as run
+
+    print(f"exported to {run(config)}")
     return 0
 
 
@@ -118,6 +127,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
     "score": score,
     "compare": compare,
     "merge": merge,
+    "export": export,
     "quantize": quantize,
     "inspect": inspect,
 }

@@ -50,12 +50,15 @@ class Place:
         return recorded or given
 
 
-def locate(path: str | Path | None, base_model_path: str | Path | None = None) -> Place:
+def locate(
+    path: str | Path | None, base_model_path: str | Path | None = None, flag: str = "--base_model_path"
+) -> Place:
     """What a model path stands for.
 
     Args:
         path: a model folder or an adapter folder; None: the embedded tiny base.
         base_model_path: an adapter's base, if it is not where the adapter recorded it.
+        flag: what says so on the command line.
 
     Raises:
         ConfigError: no such folder, nothing loadable in it, or an adapter without its base.
@@ -72,13 +75,13 @@ def locate(path: str | Path | None, base_model_path: str | Path | None = None) -
         from glmft.tuners.peft_prefix import is_peft_prefix, read_base
 
         if is_peft_prefix(folder):
-            return Place(_find_base(folder, read_base(folder), base_model_path), folder)
+            return Place(_find_base(folder, read_base(folder), base_model_path, flag), folder)
         given = read_peft_config(folder)
         described = {"train_type": "lora", "base_model_name_or_path": given.get("base_model_name_or_path")}
     else:
         raise ConfigError(f"{folder}: holds neither a model (config.json) nor an adapter ({ADAPTER_JSON}, {PEFT_JSON})")
-    base = _find_base(folder, described, base_model_path)
-    _check_fingerprint(folder, described, base)
+    base = _find_base(folder, described, base_model_path, flag)
+    _check_fingerprint(folder, described, base, flag)
     return Place(base, folder, described.get("train_type"), described.get("base_quantization"), described)
 
 
@@ -90,18 +93,18 @@ def _described(file: Path) -> dict[str, Any]:
     return {name: value for name, value in described.items() if name in DESCRIBED}
 
 
-def _find_base(folder: Path, described: dict[str, Any], given: str | Path | None) -> Path:
+def _find_base(folder: Path, described: dict[str, Any], given: str | Path | None, flag: str) -> Path:
     recorded = described.get("base_model_name_or_path") or ""
     places = [given] if given is not None else [recorded, folder / recorded, folder.parent / Path(recorded).name]
     for place in places:
         if place and is_file(Path(place) / "config.json"):
             return Path(place)
     raise ConfigError(
-        f"{folder}: its base model is not at {given or recorded or '(none recorded)'}; say where with --base_model_path"
+        f"{folder}: its base model is not at {given or recorded or '(none recorded)'}; say where with {flag}"
     )
 
 
-def _check_fingerprint(folder: Path, described: dict[str, Any], base: Path) -> None:
+def _check_fingerprint(folder: Path, described: dict[str, Any], base: Path, flag: str) -> None:
     from glmft.models.loading import fingerprint, is_quantised
 
     recorded = described.get("base_fingerprint")
@@ -110,7 +113,7 @@ def _check_fingerprint(folder: Path, described: dict[str, Any], base: Path) -> N
     # The weights of its layers are other numbers in another quantisation; the embedding is in floats in all of them.
     other = described.get("base_quantization") or is_quantised(base)
     if not other or fingerprint(base, embedding_only=True) != described.get("base_embedding"):
-        raise ConfigError(f"{folder}: was trained on another base than {base}; give the right one by --base_model_path")
+        raise ConfigError(f"{folder}: was trained on another base than {base}; give the right one by {flag}")
 
 
 def warn_of_quantisation(place: Place, config: Any, flag: str = "") -> None:

@@ -97,9 +97,13 @@ def write_optimizer(engine: Any, folder: Path | None, job: Job) -> None:
 
 
 def write_trained(engine: Any, trained: dict[str, Tensor], folder: Path, job: Job) -> None:
-    """What was trained, in the form in which it is loaded, with its tokenizer and settings."""
+    """What was trained, in the form in which it is loaded, with its settings; beside a whole model its tokenizer.
+
+    An adapter's tokenizer is its base's: beside it peft's Auto classes would ask for code and resize the embedding.
+    """
     job.tuner.save(engine.module, trained, folder, job.base)
-    job.tokenizer.save_pretrained(folder)
+    if job.tuner.saves_whole_model:
+        job.tokenizer.save_pretrained(folder)
     (folder / RUN_CONFIG).write_text(to_json(job.config) + "\n", encoding="utf-8")
 
 
