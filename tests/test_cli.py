@@ -19,7 +19,7 @@ def test_an_unknown_command_is_one_line(capsys):
     assert main(["tarin"]) == 2
     assert (
         capsys.readouterr().err
-        == "error: tarin: no such command; there are train, predict, score, compare, merge, quantize, inspect\n"
+        == "error: tarin: no such command; there are train, predict, score, compare, merge, export, quantize, inspect\n"
     )
 
 

@@ -60,7 +60,7 @@ def export(config: ExportConfig, report: Callable[[str], Any] = print) -> Path:
 
 def prepared(places: list[tuple[Place, float]], mode: str | None) -> Merged:
     """A base as it is, or with what was trained in it."""
-    from glmft.models.loading import check_folder, load_config, meta_model
+    from glmft.models.loading import check_folder, load_config
     from glmft.models.stored_layers import stored_model
 
     base = places[0][0].base
@@ -69,7 +69,7 @@ def prepared(places: list[tuple[Place, float]], mode: str | None) -> Merged:
     config = load_config(base, places[0][0].mode(mode))
     if config.quantisation:
         raise ConfigError(f"{base}: is quantised ({config.quantisation}); export the full-precision model")
-    stored, model = check_folder(config, base), meta_model(config).eval()
+    stored, model = check_folder(config, base)
     streams = [stored.stream(name) for name in stored]
     return Merged(model, base, streams, lambda: stored_model(deepcopy(config), stored), record=places[0][0].record)
 

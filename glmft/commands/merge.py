@@ -70,7 +70,7 @@ def located(
 
 def merged_model(places: list[tuple[Place, float]], mode: str | None, ori_model_dir: str | None = None) -> Merged:
     """What is to be written of located parts. Raises ConfigError, CheckpointError."""
-    from glmft.models.loading import check_folder, load_config, meta_model
+    from glmft.models.loading import check_folder, load_config
 
     place = places[0][0]
     if place.adapter is None:
@@ -83,8 +83,7 @@ def merged_model(places: list[tuple[Place, float]], mode: str | None, ori_model_
         )
     for other, _ in places:
         warn_of_quantisation(other, config)
-    stored = check_folder(config, place.base)
-    model = meta_model(config).eval()
+    stored, model = check_folder(config, place.base)
     if place.train_type == "lora":
         merged = with_lora(model, place.base, stored, places)
     elif place.train_type == "freeze":
@@ -171,7 +170,7 @@ def stored_format(stored: Any) -> Any:
 
 def whole_model(place: Place, mode: str | None, ori_model_dir: str | None) -> Merged:
     """Of a full run: its weights in its base's number format, with the base's other files. Raises ConfigError."""
-    from glmft.models.loading import check_folder, load_config, meta_model
+    from glmft.models.loading import check_folder, load_config, stored_dtype
     from glmft.models.stored_layers import stored_model
     from glmft.tuners.merging import in_format
 
@@ -183,8 +182,8 @@ def whole_model(place: Place, mode: str | None, ori_model_dir: str | None) -> Me
     config = load_config(folder, place.mode(mode))
     if config.quantisation:
         raise CheckpointError(f"{folder}: is quantised, which no full run is")
-    stored, model = check_folder(config, folder), meta_model(config).eval()
-    dtype = stored_format(check_folder(load_config(base, config.family), base))
+    stored, model = check_folder(config, folder)
+    dtype = stored_dtype(base)
     model.config.dtype = dtype
     streams = [in_format(stored.stream(name), dtype) for name in stored]
     return Merged(model, base, streams, lambda: stored_model(deepcopy(config), stored), dtype, place.record)

@@ -35,7 +35,7 @@ def compare(reference: nn.Module, folder: Path, tokenizer: Any, dtype: torch.dty
         CheckpointError: farther than `bound_of` says.
     """
     config = load_config(folder)
-    written = stored_model(config, check_folder(config, folder))
+    written = stored_model(config, check_folder(config, folder)[0])
     apart = largest = torch.zeros(())
     tokens = 0
     for text in TEXTS:

@@ -44,9 +44,7 @@ class ExportConfig(FileSettings):
         "transformers: its own GlmForCausalLM; official: the official layout; peft, official-ptuning: adapters",
         choices=("official", "transformers", "peft", "official-ptuning"),
     )
-    base_model_path: str | None = setting(
-        None, "an adapter's base model; none: the path that it recorded", ("--ori_model_dir",)
-    )
+    base_model_path: str | None = setting(None, "an adapter's base model; none: the path that it recorded")
     layout: str = setting(
         "transformers", "peft: whose names of modules LoRA gets", choices=("transformers", "official")
     )

@@ -13,7 +13,7 @@ from ranks import BASE, ROOT
 
 BIN = Path(sys.executable).parent
 READMES = ["README.md", "README_zh.md"]
-PAGES = ["docs/distributed", "docs/quantised", "docs/scores"]
+PAGES = ["docs/distributed", "docs/handover", "docs/quantised", "docs/scores"]
 TWINS = [READMES, *([f"{page}.md", f"{page}_zh.md"] for page in PAGES)]
 
 
@@ -69,7 +69,7 @@ def test_every_command_and_snippet_of_the_readme_runs(tmp_path):
     (copy / "data.json").write_text("\n".join(records) + "\n", encoding="utf-8")
     (copy / "snippet.py").write_text(blocks("README.md", "python")[0].replace("max_steps=50", "max_steps=2"))
     chosen = [c for c in commands("README.md") if not re.match(r"make|pip|python3 -m venv", c)]
-    assert len(chosen) == 20
+    assert len(chosen) == 21
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(copy)
     for command in [*chosen, "python snippet.py"]:
