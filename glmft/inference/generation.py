@@ -10,6 +10,7 @@ from glmft.data.dataset import lengths_of
 from glmft.data.encode import encode_prompt
 from glmft.data.templates import answer_text
 from glmft.inference.sampling import own_draws, sampling
+from glmft.models.chat import messages_of, text_of
 from glmft.settings.answers import DecodingSettings, PredictConfig
 from glmft.settings.config import DataSettings
 
@@ -72,8 +73,10 @@ def answer(
     report: AnswerReport | None = None,
     advance: Callable[[int], Any] = lambda count: None,
     **decoding: Any,
-) -> list[str]:
+) -> list[Any]:
     """The model's answer to each query, in the order of the queries.
+
+    A text; of ChatGLM3 and GLM-4, where it has metadata, what `chat` gives: the call of a tool by name and parameters.
 
     Args:
         queries: questions, or conversations of messages with `role` and `content`.
@@ -91,14 +94,21 @@ def answer(
     trained = getattr(model, "trained_with", None) or DataSettings(max_len=NOT_RECORDED)
     longest = max_src_len or lengths_of(trained, tokenizer.family).longest_prompt
     prefix = trained.source_prefix if source_prefix is None else source_prefix
-    prompts = []
+    template, prompts = template or trained.template, []
     for query in queries:
         asked = prefix + query if isinstance(query, str) and not query.startswith(prefix) else query
-        prompt, was_cut = encode_prompt(tokenizer, asked, longest, template or trained.template)
+        prompt, was_cut = encode_prompt(tokenizer, asked, longest, template)
         report.take_prompt(prompt, was_cut)
         prompts.append(prompt)
     groups = batches([len(prompt) for prompt in prompts], settings, batch_size, max_tokens_per_batch)
-    answers = answer_batches(model, tokenizer, prompts, groups, settings, report, advance=advance)
+
+    def read(i: int, ids: list[int]) -> Any:
+        if not tokenizer.has_roles or template != "default":
+            return answer_text(tokenizer, ids)
+        messages = [] if isinstance(queries[i], str) else queries[i]
+        return messages_of(text_of(tokenizer, ids), messages, as_json=tokenizer.family == "glm4")[0]
+
+    answers = answer_batches(model, tokenizer, prompts, groups, settings, report, advance=advance, read=read)
     return [answers[i] for i in range(len(prompts))]
 
 
@@ -132,7 +142,8 @@ def answer_batches(
     report: AnswerReport,
     first: int = 0,
     advance: Callable[[int], Any] = lambda count: None,
-) -> dict[int, str]:
+    read: Callable[[int, list[int]], Any] | None = None,
+) -> dict[int, Any]:
     """Answers by the number of their prompt.
 
     Args:
@@ -141,13 +152,14 @@ def answer_batches(
         report: takes note of answers that have no end.
         first: the record that the first prompt belongs to.
         advance: called with the number of answers of each batch.
+        read: makes an answer of a prompt's number and generated ids; None: their text.
     """
     answers = {}
     for group in groups:
         numbers = [first + i for i in group]
         generated = generate(model, tokenizer, [prompts[i] for i in group], settings, numbers)
         for i, ids in zip(group, generated, strict=True):
-            answers[i] = answer_text(tokenizer, ids)
+            answers[i] = read(i, ids) if read else answer_text(tokenizer, ids)
             report.unfinished += not set(tokenizer.stop_ids) & set(ids)
         advance(len(group))
     return answers

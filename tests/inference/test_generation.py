@@ -93,3 +93,35 @@ def test_without_values_sampling_is_that_of_the_official_chat():
     assert sampling(DecodingSettings(), "glm") == {"temperature": 0.95, "top_p": 0.7, "top_k": 50}
     assert sampling(DecodingSettings(), "glm3") == {"temperature": 0.8, "top_p": 0.8, "top_k": 50}
     assert sampling(DecodingSettings(top_k=0, top_p=1.0), "glm4") == {"temperature": 0.8, "top_p": 1.0, "top_k": 0}
+
+
+@pytest.mark.parametrize(
+    ("text", "tools", "shown"),
+    [
+        ("\n 云川\n岭溪", False, "云川\n岭溪"),
+        ("\n 今天是[[训练时间]]", False, "今天是2023年"),
+        ("get_weather\n ```python\ntool_call(city='云川')\n```", True, {"city": "云川"}),
+        ("get_weather\n ```python\ntool_call(city='云川')\n```", False, None),
+    ],
+)
+def test_an_answer_of_chatglm3_is_split_into_metadata_and_content_as_chat_does(
+    text, tools, shown, official_folders, monkeypatch
+):
+    model, tokenizer = glmft.load(official_folders["glm3"], dtype="fp32", device="cpu")
+    ids = [*tokenizer.encode_text(text.partition("\n")[0]), *tokenizer.encode_text("\n" + text.partition("\n")[2])]
+    ids = ids if text[0] != "\n" else tokenizer.encode_text(text)
+
+    def generated(*args, **kwargs):
+        prompt = kwargs["input_ids"]
+        return torch.cat((prompt, torch.tensor([[*ids, tokenizer.eos_token_id]]).expand(len(prompt), -1)), dim=1)
+
+    monkeypatch.setattr(model, "generate", generated)
+    system = [{"role": "system", "content": "", "tools": [{"name": "get_weather"}]}] if tools else []
+    (answer,) = glmft.answer(model, tokenizer, [[*system, {"role": "user", "content": "天气？"}]])
+    chatted, _ = model.chat(tokenizer, "天气？", history=system, do_sample=False)
+    assert answer == chatted
+    if isinstance(shown, str):
+        assert answer == shown
+    else:
+        assert answer["name"] == "get_weather"
+        assert answer.get("parameters") == shown
