@@ -3,7 +3,7 @@ SEED ?= 1234
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: quickstart quickstart-ptuning test test-slow test-oldest lint base ecosystem
+.PHONY: quickstart quickstart-ptuning compare test test-slow test-oldest lint base ecosystem
 
 # Makes .venv, fine-tunes the embedded tiny model with LoRA, merges, and shows answers before and after.
 quickstart: $(READY)
@@ -12,6 +12,11 @@ quickstart: $(READY)
 # The same with P-Tuning v2.
 quickstart-ptuning: $(READY)
 	@$(BIN)/python examples/quickstart/run.py --train_type ptuning --seed $(SEED)
+
+# Fine-tunes the embedded tiny model in five ways with three seeds each, and puts their figures side by side.
+compare: $(READY)
+	@$(BIN)/glmft compare --tuners examples/quickstart/compare --num_seeds 3 --seed $(SEED) --max_new_tokens 48 \
+	  --per_device_eval_batch_size 64 --show_first_record False
 
 # Lint and all tests but the slow ones.
 test: lint

@@ -10,11 +10,13 @@ __version__ = "0.1.0"
 # What a notebook needs; each is imported when it is first used, as torch and transformers take seconds.
 _EXPORTS = {
     "GlmftError": "glmft.errors",
+    "ExportConfig": "glmft.settings.tools",
     "InspectConfig": "glmft.settings.tools",
     "MergeConfig": "glmft.settings.tools",
-    "PredictConfig": "glmft.settings.config",
+    "PredictConfig": "glmft.settings.answers",
     "TrainConfig": "glmft.settings.config",
     "answer": "glmft.inference.generation",
+    "export": "glmft.commands.export",
     "inspect_data": "glmft.commands.inspect_data",
     "load": "glmft.inference.loading",
     "merge": "glmft.commands.merge",

@@ -56,11 +56,14 @@ def _register_tokenizers(auto: ModuleType) -> None:
 
 OFFICIAL_TOKENIZERS = ("ChatGLMTokenizer", "ChatGLM4Tokenizer")
 
-_WAITING: dict[str, Callable[[ModuleType], None]] = {
+REGISTRATIONS: dict[str, Callable[[ModuleType], None]] = {
     "transformers.models.auto.configuration_auto": _register_config,
     "transformers.models.auto.modeling_auto": _register_models,
     "transformers.models.auto.tokenization_auto": _register_tokenizers,
 }
+
+
+_registered: dict[str, ModuleType] = {}  # an import that was interrupted is made again, and gives another module
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
@@ -75,7 +78,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if not _WAITING or name.partition(".")[0] != "transformers":
+        if name.partition(".")[0] != "transformers" or not _missing():
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
@@ -94,13 +97,27 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         return spec
 
 
+def _missing() -> list[str]:
+    """The Auto modules that do not know our classes yet, imported or not."""
+    return [name for name in REGISTRATIONS if name not in sys.modules or _registered.get(name) != sys.modules[name]]
+
+
 def _register_imported() -> None:
-    while name := next((name for name in _WAITING if name in sys.modules), None):
-        _WAITING.pop(name)(sys.modules[name])
+    for name in _missing():
+        module = sys.modules.get(name)
+        if module is None or _registered.get(name) is module:  # registering another may have imported it
+            continue
+        _registered[name] = module
+        try:
+            REGISTRATIONS[name](module)
+        except BaseException:
+            del _registered[name]
+            raise
 
 
 def register() -> None:
     """Register now what is imported already, and the rest when it is imported."""
-    _register_imported()
-    if _WAITING and not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+    if "transformers" in sys.modules:  # else an import was interrupted, and its parts are imported again
+        _register_imported()
+    if not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AfterImport())

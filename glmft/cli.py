@@ -7,15 +7,18 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from glmft import __version__
 from glmft.console import hold_standard_files, lasting_output
 from glmft.dist import alike_on_all_ranks, end_process, env_rank, is_main, parting
 from glmft.errors import GlmftError, Stopped, Unforeseen, of_the_system, shown
-from glmft.settings.config import PredictConfig, TrainConfig
-from glmft.settings.flags import parse_arguments
-from glmft.settings.tools import InspectConfig, MergeConfig, QuantizeConfig
+from glmft.settings.answers import PredictConfig, ScoreConfig
+from glmft.settings.compare import CompareConfig
+from glmft.settings.config import TrainConfig
+from glmft.settings.flags import parse_arguments, split_flags
+from glmft.settings.tools import ExportConfig, InspectConfig, MergeConfig, QuantizeConfig
 from glmft.settings.yaml_file import demo_arguments
 from glmft.training.signals import interruptible, stopped_line
 
@@ -39,22 +42,52 @@ def tuner_settings(train_type: str) -> list[dataclasses.Field]:
 
 
 def predict(argv: Sequence[str], program: str) -> int:
-    """answer and score a file     (python predict.py)"""
-    config = parse_arguments(PredictConfig, list(argv), program)
+    """answer a question or a file (python predict.py)"""
+    config = parse_arguments(PredictConfig, with_first("--model_name_or_path", argv), program)
     from glmft.commands.predict import predict as run
+    from glmft.commands.score import summary
 
-    results = run(config)
-    if "triple" in results:
-        print("triple precision {precision:.4f} recall {recall:.4f} F1 {f1:.4f}".format(**results["triple"]))
-    print(", ".join(f"{name.removeprefix('predict_')} {results[name]:.4f}" for name in results if "predict_" in name))
-    print(f"{results['records']} answers in {results['folder']}/generated_predictions.txt")
+    with parting():
+        results = run(config)
+    if "answer" in results:
+        print(results["answer"])
+    elif results:  # rank 0 has them
+        print("\n".join(summary(results)))
+        print(f"{results['records']} answers in {results['folder']}/generated_predictions.txt")
     return 0
+
+
+def score(argv: Sequence[str], program: str) -> int:
+    """score a file of predictions"""
+    config = parse_arguments(ScoreConfig, with_first("--predictions", argv), program)
+    from glmft.commands.score import score as run
+
+    print(run(config))
+    return 0
+
+
+def compare(argv: Sequence[str], program: str) -> int:
+    """train in several ways, score, put side by side"""
+    own, of_training = split_flags(argv, CompareConfig, TrainConfig)
+    config = parse_arguments(CompareConfig, own, program)
+    config.train_flags = tuple(of_training)
+    from glmft.commands.compare import compare as run
+
+    run(config)
+    print()
+    print(Path(config.output_dir, "compare.md").read_text(encoding="utf-8"))
+    print(f"the same in {config.output_dir}: compare.md, compare.csv, compare_runs.csv, compare.png")
+    return 0
+
+
+def with_first(flag: str, argv: Sequence[str]) -> list[str]:
+    """Arguments whose first may stand without its flag."""
+    return [*([flag] if argv and not argv[0].startswith("-") else []), *argv]
 
 
 def inspect(argv: Sequence[str], program: str) -> int:
     """show what would be learned of a file"""
-    first = [] if not argv or argv[0].startswith("-") else ["--data_path", argv[0]]
-    config = parse_arguments(InspectConfig, [*first, *argv[bool(first) :]], program)
+    config = parse_arguments(InspectConfig, with_first("--data_path", argv), program)
     from glmft.commands.inspect_data import inspect_data
 
     print(inspect_data(config))
@@ -62,7 +95,7 @@ def inspect(argv: Sequence[str], program: str) -> int:
 
 
 def merge(argv: Sequence[str], program: str) -> int:
-    """fold LoRA into its base     (python merge_lora.py)"""
+    """make one model of a base and what was trained   (python merge_lora.py)"""
     config = parse_arguments(MergeConfig, list(argv), program)
     from glmft.commands.merge import merge as run
 
@@ -70,10 +103,18 @@ def merge(argv: Sequence[str], program: str) -> int:
     return 0
 
 
+def export(argv: Sequence[str], program: str) -> int:
+    """hand a model or adapter over to transformers, peft or official code"""
+    config = parse_arguments(ExportConfig, with_first("--model_name_or_path", argv), program)
+    from glmft.commands.export import export as run
+
+    print(f"exported to {run(config)}")
+    return 0
+
+
 def quantize(argv: Sequence[str], program: str) -> int:
     """write a base in 8 or 4 bits"""
-    first = [] if not argv or argv[0].startswith("-") else ["--model_name_or_path", argv[0]]
-    config = parse_arguments(QuantizeConfig, [*first, *argv[bool(first) :]], program)
+    config = parse_arguments(QuantizeConfig, with_first("--model_name_or_path", argv), program)
     from glmft.commands.quantize import quantize as run
 
     print(run(config))
@@ -83,7 +124,10 @@ def quantize(argv: Sequence[str], program: str) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
     "train": train,
     "predict": predict,
+    "score": score,
+    "compare": compare,
     "merge": merge,
+    "export": export,
     "quantize": quantize,
     "inspect": inspect,
 }

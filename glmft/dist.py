@@ -194,6 +194,22 @@ def start(device: str = "auto", dtype: str = "auto", preferred: str | None = Non
     )
 
 
+def is_launched() -> bool:
+    """Whether a launcher started this process."""
+    return "RANK" in os.environ
+
+
+def join(device: str = "auto", dtype: str = "auto") -> World:
+    """As `start`; without a launcher at once, as nothing is set up.
+
+    Raises ConfigError as `start` does.
+    """
+    if is_launched():
+        return start(device, dtype)
+    chosen = choose_device(device)
+    return World(0, 0, 1, chosen, choose_dtype(dtype, chosen))
+
+
 def _limit_waiting(longest: timedelta) -> None:
     """Have the groups that DeepSpeed makes wait so long, too: it gives them no limit of its own."""
     from torch.distributed import distributed_c10d

@@ -149,13 +149,15 @@ def is_as_listed(path: Path, entry: Any) -> bool:
     return path.stat().st_size == size and digest_of(path) == digest
 
 
-def flush(path: Path) -> None:
-    """Flush a file or a folder to the disk; let a file be read by whoever may read its folder.
+def share(file: Path) -> None:
+    """Give a file the permissions of its folder: safetensors writes for the owner alone."""
+    file.chmod(file.parent.stat().st_mode & 0o666)
 
-    safetensors writes for the owner alone.
-    """
+
+def flush(path: Path) -> None:
+    """Flush a file or a folder to the disk; let a file be read by whoever may read its folder."""
     if path.is_file():
-        path.chmod(path.parent.stat().st_mode & 0o666)
+        share(path)
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,7 +1,11 @@
 """Named tensors in files, .safetensors or .bin: read one at a time, written in shards, never all of them in memory."""
 
+import json
+import math
+import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,10 @@ FLOATS = ("F16", "BF16", "F32", "F64")  # number formats that models come in, as
 _SAFETENSORS_NAMES = {
     **dict(zip((torch.float16, torch.bfloat16, torch.float32, torch.float64), FLOATS, strict=True)),
     torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.bool: "BOOL",
 }
 
 
@@ -56,6 +64,101 @@ class Shards:
         self.waiting, self.bytes = {}, 0
 
 
+@dataclass(frozen=True)
+class Stream:
+    """A tensor that is made while it is written.
+
+    Args:
+        parts: makes its rows from the first to the last, some at a time, in `dtype`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    parts: Callable[[], Iterable[Tensor]]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def whole(self) -> Tensor:
+        """The tensor, in memory of its own."""
+        tensor, row = torch.empty(self.shape, dtype=self.dtype), 0
+        for part in self.parts():
+            if not self.shape:
+                return part.clone()
+            tensor[row : row + len(part)] = part
+            row += len(part)
+        return tensor
+
+
+class Unwritten(Mapping[str, Tensor]):
+    """Streams as tensors by name, each made anew when it is asked for."""
+
+    def __init__(self, streams: Iterable[Stream]):
+        self.streams = {stream.name: stream for stream in streams}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.streams[name].whole()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.streams)
+
+    def __len__(self) -> int:
+        return len(self.streams)
+
+
+NAMES = {"safetensors": "model", "bin": "pytorch_model"}  # of a model's weight files, by their ending
+
+
+def write_streams(streams: Sequence[Stream], folder: Path, size: int, ending: str = "safetensors") -> None:
+    """Write a model's weights in files of at most `size` bytes (or one tensor) and, if several, their index.
+
+    Args:
+        ending: `safetensors`, of which no more than one part of one tensor is in memory, or `bin`, of which a file is.
+    """
+    groups: list[list[Stream]] = [[]]
+    for stream in streams:
+        if groups[-1] and sum(s.nbytes for s in groups[-1]) + stream.nbytes > size:
+            groups.append([])
+        groups[-1].append(stream)
+    name, index = NAMES[ending], {}
+    for i, group in enumerate(groups, 1):
+        file = f"{name}-{i:05d}-of-{len(groups):05d}.{ending}" if groups[1:] else f"{name}.{ending}"
+        if ending == "bin":
+            torch.save({stream.name: stream.whole() for stream in group}, folder / file)
+        else:
+            _write_safetensors(group, folder / file)
+        index |= {stream.name: file for stream in group}
+    if groups[1:]:
+        total = {"total_size": sum(stream.nbytes for stream in streams)}
+        text = json.dumps({"metadata": total, "weight_map": index}, indent=2, sort_keys=True) + "\n"
+        (folder / f"{name}.{ending}.index.json").write_text(text, encoding="utf-8")
+
+
+def _write_safetensors(streams: Sequence[Stream], file: Path) -> None:
+    """The format is that of https://github.com/huggingface/safetensors: a length, a JSON header, the bytes."""
+    streams, end = sorted(streams, key=lambda s: (-s.dtype.itemsize, s.name)), 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for stream in streams:
+        place = [end, end + stream.nbytes]
+        header[stream.name] = {
+            "dtype": _SAFETENSORS_NAMES[stream.dtype],
+            "shape": list(stream.shape),
+            "data_offsets": place,
+        }
+        end = place[1]
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with file.open("wb") as opened:
+        opened.write(struct.pack("<Q", len(head)) + head)
+        for stream in streams:
+            for part in stream.parts():
+                opened.write(part.contiguous().flatten().view(torch.uint8).numpy().data)
+        if opened.tell() != 8 + len(head) + end:
+            raise CheckpointError(f"{file}: came out with another size than planned")
+
+
 class StoredTensors(Mapping[str, Tensor]):
     """The tensors of some files by name. A file is opened anew for each of them, so that no mapped page stays.
 
@@ -77,6 +180,13 @@ class StoredTensors(Mapping[str, Tensor]):
                     raise CheckpointError(f"{file}: holds {one_line(name, 60)}, and so does {self.files[name].name}")
                 self.files[name] = file
                 self.shapes[name], self.formats[name] = shape_and_format(stored, name)
+
+    def stream(self, name: str) -> Stream:
+        """A tensor as it is in its file."""
+        dtype = next((dtype for dtype, known in _SAFETENSORS_NAMES.items() if known == self.formats[name]), None)
+        if dtype is None:
+            raise CheckpointError(f"{self.files[name]}: {name} is of a number format that is not known here")
+        return Stream(name, tuple(self.shapes[name]), dtype, lambda: [self[name]])
 
     @property
     def int8(self) -> set[str]:

@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import transformers  # noqa: F401  registrations wait for it
 
 from examples.quickstart.run import ROOT
+from glmft import auto
 
 LOAD = """
 config = transformers.AutoConfig.from_pretrained(folder)
@@ -104,3 +106,56 @@ def test_importing_glmft_imports_nothing_heavy():
     code = "import sys, glmft; print([n for n in ('torch', 'transformers', 'deepspeed', 'peft') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+INTERRUPTED = (
+    """
+import importlib.abc, sys
+class Stop(importlib.abc.MetaPathFinder):
+    seen = 0
+    def find_spec(self, name, path, target=None):
+        if name.startswith("transformers"):
+            Stop.seen += 1
+            if Stop.seen == int(sys.argv[1]):
+                raise KeyboardInterrupt
+if sys.argv[2] == "glmft":
+    import glmft
+stop = Stop()
+sys.meta_path.insert(0, stop)
+try:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    raise SystemExit("was not interrupted")
+except KeyboardInterrupt:
+    sys.meta_path.remove(stop)
+import glmft, transformers
+folder = sys.argv[3]
+"""
+    + LOAD
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["glmft", "transformers"])
+@pytest.mark.parametrize("at", [1, 20, 35, 42])
+def test_an_import_that_was_interrupted_and_made_again_finds_our_classes(at, first, model_folder):
+    command = [sys.executable, "-c", INTERRUPTED, str(at), first, str(model_folder)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    loaded = done.stdout.splitlines()[-1].split()
+    assert loaded == ["glmft.models.configuration", "glmft.models.chatglm2", "glmft.tokenizers.chatglm2"]
+
+
+def test_a_registration_that_was_interrupted_is_made_again(monkeypatch):
+    calls = []
+
+    def register(module):
+        calls.append(module)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(auto, "REGISTRATIONS", {"json": register})
+    with pytest.raises(KeyboardInterrupt):
+        auto.register()
+    auto.register()
+    auto.register()
+    assert calls == [json, json]

@@ -18,7 +18,8 @@ def test_the_version(capsys):
 def test_an_unknown_command_is_one_line(capsys):
     assert main(["tarin"]) == 2
     assert (
-        capsys.readouterr().err == "error: tarin: no such command; there are train, predict, merge, quantize, inspect\n"
+        capsys.readouterr().err
+        == "error: tarin: no such command; there are train, predict, score, compare, merge, export, quantize, inspect\n"
     )
 
 
@@ -30,6 +31,15 @@ def test_an_unknown_command_is_one_line(capsys):
         (["predict", "--test_path", "nowhere.json"], "nowhere.json: no such file"),
         (["predict", "--model_name_or_path", "nowhere"], "nowhere: no such folder"),
         (["predict", "--max_new_tokens", "many"], "--max_new_tokens"),
+        (["predict", "--prompt", " "], "--prompt: is empty"),
+        (["predict", "--prompt", "云", "--test_path", "a.json"], "exclude each other"),
+        (["predict", "--num_beams", "0"], "--num_beams 0: must be at least 1"),
+        (["predict", "--top_p", "1.5"], "--top_p 1.5: must be more than 0 and at most 1"),
+        (["score"], "name the predictions: glmft score FILE"),
+        (["score", "nowhere.txt"], "nowhere.txt: cannot be read"),
+        (["score", "a", "--output_file", "README.md"], "README.md: is there already"),
+        (["score", "a", "--make_sheet", "b.csv", "--output_file", "b.json"], "exclude each other"),
+        (["score", "--sum_sheet", "nowhere.csv"], "nowhere.csv: cannot be read"),
         (["inspect"], "name the data: glmft inspect DATA"),
         (["inspect", "nowhere.json"], "DATA nowhere.json: no such file"),
         (["inspect", "examples/quickstart/test.json", "--records", "0,x"], "--records x: is no row number"),

@@ -1,6 +1,6 @@
-"""Answer many prompts: batches of similar length, padded on the left, greedy."""
+"""Answer many prompts: batches of similar length, padded on the left; greedy, with beams, or drawn."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,10 @@ import torch
 from glmft.data.dataset import lengths_of
 from glmft.data.encode import encode_prompt
 from glmft.data.templates import answer_text
-from glmft.settings.config import DataSettings, PredictConfig
+from glmft.inference.sampling import own_draws, sampling
+from glmft.models.chat import messages_of, text_of
+from glmft.settings.answers import DecodingSettings, PredictConfig
+from glmft.settings.config import DataSettings
 
 NOT_RECORDED = 2049  # longest row where nothing tells how a model was trained
 
@@ -63,74 +66,141 @@ def answer(
     queries: Sequence[str | Sequence[dict[str, Any]]],
     *,
     batch_size: int = 16,
+    max_tokens_per_batch: int | None = None,
     max_src_len: int | None = None,
-    max_new_tokens: int = 256,
     template: str | None = None,
     source_prefix: str | None = None,
     report: AnswerReport | None = None,
     advance: Callable[[int], Any] = lambda count: None,
-    known: dict[int, str] | None = None,
-    keep: Callable[[dict[int, str]], Any] = lambda answers: None,
-) -> list[str]:
+    **decoding: Any,
+) -> list[Any]:
     """The model's answer to each query, in the order of the queries.
+
+    A text; of ChatGLM3 and GLM-4, where it has metadata, what `chat` gives: the call of a tool by name and parameters.
 
     Args:
         queries: questions, or conversations of messages with `role` and `content`.
         batch_size: prompts generated together.
+        max_tokens_per_batch: in place of `batch_size`, as in `batches`.
         max_src_len: longest prompt, in tokens; longer ones are cut as in training. None: as the model was trained, else
             2048.
-        max_new_tokens: longest answer, in tokens.
         template: None: as the model was trained, else `default`.
         source_prefix: what stands before every question that does not begin with it. None: as the model was trained.
         report: takes note of what was cut.
         advance: called with the number of answers finished since its last call.
-        known: answers that need not be generated, by the number of their query.
-        keep: called with the answers of each batch.
+        decoding: fields of `DecodingSettings`: `max_new_tokens`, `num_beams`, `do_sample`, …
     """
-    known, report = known or {}, report or AnswerReport()
+    settings, report = DecodingSettings(**decoding), report or AnswerReport()
     trained = getattr(model, "trained_with", None) or DataSettings(max_len=NOT_RECORDED)
-    template, longest = (
-        template or trained.template,
-        max_src_len or lengths_of(trained, tokenizer.family).longest_prompt,
-    )
+    longest = max_src_len or lengths_of(trained, tokenizer.family).longest_prompt
     prefix = trained.source_prefix if source_prefix is None else source_prefix
-    prompts = []
+    template, prompts = template or trained.template, []
     for query in queries:
         asked = prefix + query if isinstance(query, str) and not query.startswith(prefix) else query
         prompt, was_cut = encode_prompt(tokenizer, asked, longest, template)
         report.take_prompt(prompt, was_cut)
         prompts.append(prompt)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
-    answers = [known.get(i, "") for i in range(len(prompts))]
-    order = [i for i in order if i not in known]
-    advance(len(known))
-    for first in range(0, len(order), batch_size):
-        chosen = order[first : first + batch_size]
-        generated = generate(model, tokenizer, [prompts[i] for i in chosen], max_new_tokens)
-        for i, ids in zip(chosen, generated, strict=True):
-            answers[i] = answer_text(tokenizer, ids)
+    groups = batches([len(prompt) for prompt in prompts], settings, batch_size, max_tokens_per_batch)
+
+    def read(i: int, ids: list[int]) -> Any:
+        if not tokenizer.has_roles or template != "default":
+            return answer_text(tokenizer, ids)
+        messages = [] if isinstance(queries[i], str) else queries[i]
+        return messages_of(text_of(tokenizer, ids), messages, as_json=tokenizer.family == "glm4")[0]
+
+    answers = answer_batches(model, tokenizer, prompts, groups, settings, report, advance=advance, read=read)
+    return [answers[i] for i in range(len(prompts))]
+
+
+def batches(
+    lengths: Sequence[int], settings: DecodingSettings, batch_size: int, max_tokens: int | None = None
+) -> list[list[int]]:
+    """Numbers of prompts that are generated together, the longest first: what needs most memory shows at once.
+
+    Args:
+        lengths: tokens of the prompts.
+        max_tokens: in place of `batch_size`: prompts, padded, and room for their answers, for every beam, take at most
+            this many tokens; a prompt that is too long for that goes alone.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    groups = []
+    while order:
+        size = batch_size
+        if max_tokens is not None:
+            size = max(1, max_tokens // ((lengths[order[0]] + settings.max_new_tokens) * settings.num_beams))
+        groups.append(order[:size])
+        order = order[size:]
+    return groups
+
+
+def answer_batches(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    groups: Iterable[list[int]],
+    settings: DecodingSettings,
+    report: AnswerReport,
+    first: int = 0,
+    advance: Callable[[int], Any] = lambda count: None,
+    read: Callable[[int, list[int]], Any] | None = None,
+) -> dict[int, Any]:
+    """Answers by the number of their prompt.
+
+    Args:
+        prompts: ids.
+        groups: as `batches` gives them.
+        report: takes note of answers that have no end.
+        first: the record that the first prompt belongs to.
+        advance: called with the number of answers of each batch.
+        read: makes an answer of a prompt's number and generated ids; None: their text.
+    """
+    answers = {}
+    for group in groups:
+        numbers = [first + i for i in group]
+        generated = generate(model, tokenizer, [prompts[i] for i in group], settings, numbers)
+        for i, ids in zip(group, generated, strict=True):
+            answers[i] = read(i, ids) if read else answer_text(tokenizer, ids)
             report.unfinished += not set(tokenizer.stop_ids) & set(ids)
-        keep({i: answers[i] for i in chosen})
-        advance(len(chosen))
+        advance(len(group))
     return answers
 
 
 @torch.no_grad()
 def generate(
-    model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int, synced: bool = False
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    settings: DecodingSettings,
+    numbers: Sequence[int] | None = None,
+    synced: bool = False,
 ) -> list[list[int]]:
-    """Greedy continuations of prompts given as ids, without them.
+    """Continuations of prompts given as ids, without them.
 
     Args:
+        numbers: of the records, by which they have their own random numbers; none: 0, 1, …
         synced: go on with empty passes until every rank has finished, as ZeRO-3 needs.
     """
     batch = tokenizer.pad({"input_ids": prompts}, padding=True, return_tensors="pt").to(model.device)
+    numbers = range(len(prompts)) if numbers is None else numbers
     ids = model.generate(
         **batch,
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
+        **choice_of_tokens(settings, tokenizer.family, numbers),
+        max_new_tokens=settings.max_new_tokens,
+        num_beams=settings.num_beams,
+        repetition_penalty=float(settings.repetition_penalty),
         eos_token_id=tokenizer.stop_ids,
         pad_token_id=tokenizer.pad_token_id,
         synced_gpus=synced,
     )
     return ids[:, batch["input_ids"].shape[1] :].tolist()
+
+
+def choice_of_tokens(settings: DecodingSettings, family: str, numbers: Sequence[int]) -> dict[str, Any]:
+    """What `model.generate` is told about the choice among the next tokens."""
+    if not settings.do_sample:
+        return {"do_sample": False}
+    if settings.num_beams == 1:
+        return {"do_sample": False, "logits_processor": own_draws(settings, family, numbers)}
+    # Beams are drawn by transformers, from the generator of the process: their draws hang on the batch.
+    torch.manual_seed(settings.seed + min(numbers))
+    return {"do_sample": True, **sampling(settings, family)}

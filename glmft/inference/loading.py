@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from glmft.dist import env_local_rank
 from glmft.errors import ConfigError
 from glmft.family import ADAPTER_JSON, FAMILIES, PEFT_JSON, QUANTISATIONS, RECORD_JSON
 from glmft.reading import is_file, read_json
@@ -51,12 +52,15 @@ class Place:
         return recorded or given
 
 
-def locate(path: str | Path | None, base_model_path: str | Path | None = None) -> Place:
+def locate(
+    path: str | Path | None, base_model_path: str | Path | None = None, flag: str = "--base_model_path"
+) -> Place:
     """What a model path stands for.
 
     Args:
         path: a model folder or an adapter folder; None: the embedded tiny base.
         base_model_path: an adapter's base, if it is not where the adapter recorded it.
+        flag: what says so on the command line.
 
     Raises:
         ConfigError: no such folder, nothing loadable in it, or an adapter without its base.
@@ -73,13 +77,13 @@ def locate(path: str | Path | None, base_model_path: str | Path | None = None) -
         from glmft.tuners.peft_prefix import is_peft_prefix, read_base
 
         if is_peft_prefix(folder):
-            return Place(_find_base(folder, read_base(folder), base_model_path), folder)
+            return Place(_find_base(folder, read_base(folder), base_model_path, flag), folder)
         given = read_peft_config(folder)
         described = {"train_type": "lora", "base_model_name_or_path": given.get("base_model_name_or_path")}
     else:
         raise ConfigError(f"{folder}: holds neither a model (config.json) nor an adapter ({ADAPTER_JSON}, {PEFT_JSON})")
-    base = _find_base(folder, described, base_model_path)
-    _check_fingerprint(folder, described, base)
+    base = _find_base(folder, described, base_model_path, flag)
+    _check_fingerprint(folder, described, base, flag)
     return Place(base, folder, described.get("train_type"), described.get("base_quantization"), described)
 
 
@@ -91,18 +95,18 @@ def _described(file: Path) -> dict[str, Any]:
     return {name: value for name, value in described.items() if name in DESCRIBED}
 
 
-def _find_base(folder: Path, described: dict[str, Any], given: str | Path | None) -> Path:
+def _find_base(folder: Path, described: dict[str, Any], given: str | Path | None, flag: str) -> Path:
     recorded = described.get("base_model_name_or_path") or ""
     places = [given] if given is not None else [recorded, folder / recorded, folder.parent / Path(recorded).name]
     for place in places:
         if place and is_file(Path(place) / "config.json"):
             return Path(place)
     raise ConfigError(
-        f"{folder}: its base model is not at {given or recorded or '(none recorded)'}; say where with --base_model_path"
+        f"{folder}: its base model is not at {given or recorded or '(none recorded)'}; say where with {flag}"
     )
 
 
-def _check_fingerprint(folder: Path, described: dict[str, Any], base: Path) -> None:
+def _check_fingerprint(folder: Path, described: dict[str, Any], base: Path, flag: str) -> None:
     from glmft.models.loading import fingerprint, is_quantised
 
     recorded = described.get("base_fingerprint")
@@ -111,7 +115,7 @@ def _check_fingerprint(folder: Path, described: dict[str, Any], base: Path) -> N
     # The weights of its layers are other numbers in another quantisation; the embedding is in floats in all of them.
     other = described.get("base_quantization") or is_quantised(base)
     if not other or fingerprint(base, embedding_only=True) != described.get("base_embedding"):
-        raise ConfigError(f"{folder}: was trained on another base than {base}; give the right one by --base_model_path")
+        raise ConfigError(f"{folder}: was trained on another base than {base}; give the right one by {flag}")
 
 
 def warn_of_quantisation(place: Place, config: Any, flag: str = "") -> None:
@@ -147,6 +151,7 @@ def load(
     prefix: str | Path | None = None,
     quantization_bit: str | int | None = None,
     attn_implementation: str = "sdpa",
+    device_map: str | None = None,
 ) -> tuple[Any, Any]:
     """Model, in eval mode on its device, and tokenizer.
 
@@ -162,6 +167,7 @@ def load(
         prefix: a P-Tuning v2 checkpoint to put onto the base model: a folder or file with
             `transformer.prefix_encoder.*`, safetensors or the official `pytorch_model.bin`.
         quantization_bit: 8, 4 or `nf4`: how the weights of the layers are held; None: as the folder has them.
+        device_map: `auto`: spread the layers over all accelerators; what does not fit stays on the host.
 
     Raises:
         ConfigError, CheckpointError: with one line for what is wrong and how to mend it.
@@ -175,12 +181,9 @@ def load(
     from glmft.tokenizers.loading import load_tokenizer
     from glmft.tuners import load_adapter
 
-    if mode is not None and mode not in FAMILIES:
-        raise ConfigError(f"mode {mode!r}: is none of {', '.join(FAMILIES)}{meant_value('mode', str(mode), FAMILIES)}")
-    if quantization_bit is not None and str(quantization_bit) not in QUANTISATIONS:
-        raise ConfigError(f"quantization_bit {quantization_bit!r}: is none of {', '.join(QUANTISATIONS)}")
+    _check_choices(mode, quantization_bit, device_map)
     require_attention(attn_implementation)
-    chosen = choose_device(device)
+    chosen = choose_device(device, env_local_rank())
     number_format = choose_dtype(dtype, chosen)
     place = locate(path, base_model_path)
     config = load_config(place.base, place.mode(mode), None if quantization_bit is None else str(quantization_bit))
@@ -196,7 +199,30 @@ def load(
         from glmft.tuners.prefix import put_prefix
 
         put_prefix(model, Path(prefix))
-    return model.to(chosen).eval(), tokenizer
+    model = spread(model) if device_map == "auto" and chosen.type != "cpu" else model.to(chosen)
+    return model.eval(), tokenizer
+
+
+def _check_choices(mode: str | None, quantization_bit: str | int | None, device_map: str | None) -> None:
+    chosen = {
+        "mode": (mode, tuple(FAMILIES)),
+        "quantization_bit": (quantization_bit, tuple(QUANTISATIONS)),
+        "device_map": (device_map, ("auto",)),
+    }
+    for name, (value, known) in chosen.items():
+        if value is not None and str(value) not in known:
+            raise ConfigError(f"{name} {value!r}: is none of {', '.join(known)}{meant_value(name, str(value), known)}")
+
+
+def spread(model: Any) -> Any:
+    """The model with its layers on all accelerators, by accelerate; each runs where it lies, the rest by turns."""
+    from accelerate import dispatch_model, infer_auto_device_map
+    from accelerate.utils import get_balanced_memory
+
+    whole = model._no_split_modules
+    memory = get_balanced_memory(model, no_split_module_classes=whole)
+    places = infer_auto_device_map(model, max_memory=memory, no_split_module_classes=whole)
+    return dispatch_model(model, places, skip_keys=["past_key_values"])
 
 
 def prefix_to_peft(path: str | Path, target: str | Path, base_model_path: str | Path | None = None) -> None:

@@ -1,6 +1,8 @@
-"""Scores of answers against labels."""
+"""Scores of one answer against its label."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 
 def triple_lines(text: str) -> set[str]:
@@ -26,36 +28,68 @@ def triple_f1(predictions: Sequence[str], labels: Sequence[str]) -> dict[str, fl
     return dict(zip(("precision", "recall", "f1"), means, strict=True))
 
 
-def rouge(prediction: str, label: str) -> dict[str, float]:
-    """F of ROUGE-1, ROUGE-2 and ROUGE-L (Lin, 2004) over jieba's words; 0 for a side without any word."""
+@functools.cache
+def cutter() -> Callable[[str], Iterator[str]]:
+    """jieba's cut, which keeps to itself how long it took to load its words."""
     import jieba
-    from rouge_chinese import Rouge
 
     jieba.setLogLevel("ERROR")
-    words = [" ".join(jieba.cut(text)) for text in (prediction, label)]
-    if not all(text.split() for text in words):
+    return jieba.cut
+
+
+@functools.lru_cache(4)
+def words_of(text: str) -> tuple[str, ...]:
+    """The words that jieba sees in a text, white space among them."""
+    return tuple(cutter()(text))
+
+
+def rouge(prediction: str, label: str) -> dict[str, float]:
+    """F of ROUGE-1, ROUGE-2 and ROUGE-L (Lin, 2004) over jieba's words, in percent with four digits.
+
+    0 for a side without any word.
+    """
+    from rouge_chinese import Rouge
+
+    texts = [" ".join(words_of(text)) for text in (prediction, label)]
+    if not all(text.split() for text in texts):
         return dict.fromkeys(("rouge-1", "rouge-2", "rouge-l"), 0.0)
-    return {name: 100 * score["f"] for name, score in Rouge().get_scores(*words)[0].items()}
+    return {name: round(100 * score["f"], 4) for name, score in Rouge().get_scores(*texts)[0].items()}
 
 
 def bleu(prediction: str, label: str) -> dict[str, float]:
-    """BLEU-4 over characters, smoothed by method 3 of Chen and Cherry (2014), as in the official P-Tuning script."""
+    """BLEU-4 over characters, in percent with four digits, as in the official P-Tuning script."""
+    return {"bleu-4": round(100 * bleu_4(tuple(prediction), tuple(label)), 4)}
+
+
+def bleu_of_words(prediction: str, label: str) -> dict[str, float]:
+    """BLEU-4 over jieba's words of both texts without the white space around them, as in ChatGLM3's script.
+
+    That script's figure is a share from 0 to 1, and so is this one.
+    """
+    return {"bleu-4-words": bleu_4(words_of(prediction.strip()), words_of(label.strip()))}
+
+
+def bleu_4(prediction: Sequence[str], label: Sequence[str]) -> float:
+    """From 0 to 1, smoothed by method 3 of Chen and Cherry (2014); 0 for a side without anything."""
     from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
     if not (prediction and label):
-        return {"bleu-4": 0.0}
-    smoothing = SmoothingFunction().method3
-    return {"bleu-4": 100 * sentence_bleu([list(label)], list(prediction), smoothing_function=smoothing)}
+        return 0.0
+    return float(sentence_bleu([label], prediction, smoothing_function=SmoothingFunction().method3))
 
 
-# What every answer is scored by, in percent; to add a metric, write its function and name it here.
-TEXT_METRICS: list[Callable[[str, str], dict[str, float]]] = [rouge, bleu]
+def exact_match(prediction: str, label: str) -> dict[str, float]:
+    """100 if the answer is the label, white space around them aside; 0 for an empty answer in any case."""
+    return {"exact-match": 100.0 * (prediction.strip() == label.strip() != "")}
+
+
+# What every answer is scored by; to add a metric, write its function and name it here.
+TEXT_METRICS: list[Callable[[str, str], dict[str, float]]] = [rouge, bleu, bleu_of_words, exact_match]
 
 
 def text_score(prediction: str, label: str) -> dict[str, float]:
-    """All of `TEXT_METRICS` of one answer, in percent with four digits."""
-    scores = (score for metric in TEXT_METRICS for score in metric(prediction, label).items())
-    return {name: round(value, 4) for name, value in scores}
+    """All of `TEXT_METRICS` of one answer: percent, but for `bleu-4-words`."""
+    return dict(chain.from_iterable(metric(prediction, label).items() for metric in TEXT_METRICS))
 
 
 def text_scores(predictions: Sequence[str], labels: Sequence[str]) -> dict[str, float]:

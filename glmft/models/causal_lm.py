@@ -1,12 +1,14 @@
 """The language-model part that the families share: one forward pass from ids to loss or logits."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast, ModelOutput
 
+from glmft.files import share
 from glmft.models.chat import Chat
 from glmft.models.head import supervised_nll
 
@@ -61,6 +63,12 @@ class CausalLM(Chat):
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         """The model: it has no encoder, though its layers go by that name."""
         return self
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """As `PreTrainedModel.save_pretrained`; whoever may read the folder may read its weights."""
+        super().save_pretrained(save_directory, **kwargs)
+        for file in Path(save_directory).glob("*.safetensors"):
+            share(file)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Refused: ids past the vocabulary are fixed by the tokenizer, and the official code could not load it."""

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from glmft.models.config_file import check_generation, read_config
 from glmft.models.configuration import ChatGLM2Config, ChatGLM6BConfig
 from glmft.models.native import Glm4Config, Glm4ForCausalLM, GlmConfig, GlmForCausalLM
 from glmft.models.nf4 import NF4, check_usable, for_transformers, keep_trainable
-from glmft.models.stored import EMBEDDINGS, is_of_prefix, require_finite, require_fit, require_size
+from glmft.models.stored import EMBEDDINGS, is_of_prefix, require_finite, require_fit, require_size, tie_as_officially
 from glmft.models.streaming import empty_model, fill, require_tensors
 from glmft.reading import is_file, read_json
 from glmft.weights import StoredTensors, open_weights, tensor_of
@@ -180,6 +179,7 @@ def load_model(config: Any, folder: str | Path, dtype: torch.dtype, attn_impleme
         raise CheckpointError(f"{folder}: the weights cannot be loaded ({one_line(error)})") from None
     missing = {name for name in report["missing_keys"] if not is_of_prefix(name)}
     require_fit(folder, missing, report["unexpected_keys"], ())
+    tie_as_officially(model, folder)
     require_finite([*model.named_parameters(), *model.named_buffers()], folder)
     keep_trainable(model)
     return model
@@ -246,14 +246,3 @@ def fingerprint(folder: str | Path, embedding_only: bool = False) -> str:
             raise CheckpointError(f"{folder}: {name} is no matrix of real numbers; copy the model again")
         digest.update(tensor[-1, :256].float().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def copy_texts(base: Path, target: Path) -> None:
-    """Copy what an official folder holds beside weights, config and tokenizer: its code, licences, generation config.
-
-    Nothing in `target` is overwritten. The code is never run here; with it the folder loads in the official way too.
-    """
-    for pattern in ("*.py", "*LICENSE*", "generation_config.json", "README*"):
-        for path in base.glob(pattern):
-            if path.is_file() and not (target / path.name).exists():
-                shutil.copyfile(path, target / path.name)

@@ -16,7 +16,7 @@ from glmft.device import giving_back_freed_memory
 from glmft.dist import World, gather_objects, same_fate, to_all
 from glmft.models.loading import check_folder, model_class
 from glmft.models.quantised import quantised_layers
-from glmft.models.stored import is_finite, require_fit, tied_names
+from glmft.models.stored import is_finite, require_fit, tie_as_officially, tied_names
 from glmft.models.streaming import empty_model, integers, other_buffers
 
 
@@ -69,6 +69,8 @@ def load_partitioned(
     with same_fate():
         require_fit(Path(folder), (), (), wrong)
     model.tie_weights()
+    if stored is not None:
+        tie_as_officially(model, Path(folder), stored)
     return model.eval()
 
 

@@ -2,7 +2,8 @@
 anything is built or read, and by their numbers, once they are there.
 """
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,28 @@ def require_fit(folder: Path, missing: Iterable[str], unexpected: Iterable[str],
 def tied_names(model: nn.Module) -> set[str]:
     """Parameters that are another one under a second name."""
     return set(getattr(model, "all_tied_weights_keys", None) or {})
+
+
+def tie_as_officially(model: nn.Module, folder: Path, stored: Mapping[str, Tensor] | None = None) -> None:
+    """Give ChatGLM-6B's head the embedding's weight, as the official code does whatever the files hold, and say so.
+
+    Args:
+        stored: the files' tensors, where the model has no head of its own any more that shows it.
+    """
+    config = model.config
+    if config.family != "glm" or not config.tie_word_embeddings:
+        return
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    differ = head.weight is not embedding.weight
+    if stored is not None:
+        (name, other), *_ = model.all_tied_weights_keys.items()
+        differ = name in stored and not torch.equal(stored[name], stored[other])
+    if differ:
+        head.weight = embedding.weight
+        logging.getLogger("glmft").warning(
+            f"warning: {folder}: lm_head.weight is not the embedding's; it is left out, as the official code does, "
+            'unless config.json says "tie_word_embeddings": false'
+        )
 
 
 def require_finite(named: Iterable[tuple[str, Tensor]], folder: Path) -> None:

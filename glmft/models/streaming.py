@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from glmft.device import giving_back_freed_memory
 from glmft.errors import CheckpointError
 from glmft.models.quantised import QuantisedLinear, quantise, quantised_layers
-from glmft.models.stored import is_of_prefix, require_fit, tied_names
+from glmft.models.stored import is_of_prefix, require_fit, tie_as_officially, tied_names
 from glmft.weights import FLOATS, StoredTensors
 
 
@@ -44,6 +44,7 @@ def fill(model: nn.Module, stored: StoredTensors, folder: Path, dtype: torch.dty
     for name, buffer in other_buffers(model):
         buffer.copy_(stored.get(name, buffer))
     model.tie_weights()
+    tie_as_officially(model, folder, stored)
     return model.eval()
 
 

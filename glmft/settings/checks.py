@@ -174,7 +174,7 @@ def text_problems(config: Any) -> list[str]:
         names = re.split(r"[/,]", value) if is_path else []
         if "\0" in value or not is_unicode(value):
             problems.append(f"--{f.name} {value}: holds bytes that are no UTF-8, or a NUL")
-        elif len(value) > LONGEST_TEXT:
+        elif len(value) > LONGEST_TEXT and f.name != "prompt":
             problems.append(f"--{f.name} {value}: is longer than {LONGEST_TEXT} characters")
         elif any(len(name.encode()) > LONGEST_NAME for name in names):
             problems.append(f"--{f.name} {value}: holds a name of more than {LONGEST_NAME} bytes")

@@ -26,7 +26,7 @@ DATA_FORMATS = (
     *("auto", "triples", "pairs", "query", "prompt", "question"),
     *("conversations", "messages", "sharegpt", "text"),
 )
-WATCHED = ("eval_loss", "rouge-1", "rouge-2", "rouge-l", "bleu-4", "f1")
+WATCHED = ("eval_loss", "rouge-1", "rouge-2", "rouge-l", "bleu-4", "bleu-4-words", "exact-match", "f1")
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 # What nobody means is refused before memory is asked for it: tokens of a row, width of what is trained.
 LONG, WIDE = 1 << 20, 1 << 16
@@ -352,33 +352,6 @@ class TrainConfig(RunSettings, OptimizerSettings, TunerSettings, ValidationSetti
     @property
     def report_names(self) -> list[str]:
         return [name for name in split_names(self.report_to) if name not in ("none", "tensorboard")]
-
-
-@dataclass
-class PredictConfig(FileSettings, DataSettings, ModelSettings):
-    """Answer every record of a file and score the answers.
-
-    What says how records are read and cut is, where it is None, as the model was trained, else as in training.
-    """
-
-    input_separator: str | None = setting(None, "triples: what stands between instruction and input; none: as trained")
-    source_prefix: str | None = setting(None, "pairs: text before every question; none: as trained")
-    template: str | None = setting(
-        None, "default, reference or raw, as in training; none: as trained, else default", choices=TEMPLATES
-    )
-    max_len: int | None = setting(
-        None, "longest row, of which a prompt is shorter; none: as trained, else 1024", at_least=8, at_most=LONG
-    )
-    test_path: str | None = setting(None, "files of records, as train_path; none: the shipped test sample")
-    output_dir: str | None = setting(
-        None,
-        "folder for generated_predictions.txt and predict_results.json; "
-        "none: predict/ in the model's folder, or output/predict for the embedded base",
-    )
-    per_device_eval_batch_size: int = setting(16, "prompts generated together", at_least=1)
-    max_new_tokens: int = setting(256, "longest answer, in tokens", at_least=1, at_most=LONG)
-    max_samples: int | None = setting(None, "answer only the first records, this many", at_least=1)
-    local_rank: int | None = setting(None, "given by launchers; ignored")
 
 
 def resume_point(given: str | None, output_dir: str | None) -> str | None:

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,6 +81,23 @@ def _parse(kind: type[Settings], argv: list[str], program: str, more: Fields) ->
     if ignored and is_main():
         print(f"warning: {', '.join(dict.fromkeys(ignored))}: without effect here", flush=True)
     return config
+
+
+def split_flags(argv: Sequence[str], own: type, other: type) -> tuple[list[str], list[str]]:
+    """Arguments of a command that hands on what it does not have: its own, and those of the other settings class.
+
+    A name that both have an alias for is the other's.
+    """
+    names = names_of(_names(own)) | names_of(_names(other)) | {name: name for name in _names(own)}
+    mine: list[str] = []
+    rest: list[str] = []
+    current = mine
+    for argument in argv:
+        if argument.startswith("--"):
+            name = argument.partition("=")[0].removeprefix("--").replace("-", "_")
+            current = mine if names.get(name) in _names(own) or name == "help" else rest
+        current.append(argument)
+    return mine, rest
 
 
 def _names(kind: type) -> list[str]:

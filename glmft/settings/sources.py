@@ -35,7 +35,7 @@ def find_sources(text: str, flag: str = "--train_path") -> list[Source]:
     sources, problems = [], []
     parts = [text] if Path(text).exists() and text else [p.strip() for p in text.split(",") if p.strip()] or [""]
     for part in parts:
-        name, weight = _split_weight(part)
+        name, weight = split_weight(part)
         files = _files(name, flag)
         if not files:
             problems.append(f"{flag} {name}: {_why_none(name, flag)}")
@@ -51,7 +51,8 @@ def find_sources(text: str, flag: str = "--train_path") -> list[Source]:
     return sources
 
 
-def _split_weight(part: str) -> tuple[str, float | None]:
+def split_weight(part: str) -> tuple[str, float | None]:
+    """`path:0.7` in two; a colon that belongs to a path that is there stays."""
     name, colon, weight = part.rpartition(":")
     try:
         return (name, float(weight)) if colon and not Path(part).exists() else (part, None)

@@ -19,13 +19,40 @@ class InspectConfig(FileSettings, LearningSettings):
 
 @dataclass
 class MergeConfig(FileSettings):
-    """Fold LoRA weights into their base model; neither input is changed."""
+    """Make one servable model folder of a base and what was trained on it; neither input is changed."""
 
     ori_model_dir: str | None = setting(None, "folder of the base model; none: the path that the adapter recorded")
-    model_dir: str | None = setting(None, "folder of the LoRA adapter (required)")
+    model_dir: str | None = setting(
+        None, "folder of what was trained (required); of LoRA also several with weights, a:0.7,b:0.3"
+    )
     mode: str | None = setting(None, "model family; read off the folder where that shows it", choices=FAMILIES)
     output_dir: str | None = setting(None, "new folder for the merged model; none: merged/ in model_dir")
     max_shard_size: str = setting("2GB", "largest weight file")
+    format: str = setting("safetensors", "kind of weight file; bin for old servers", choices=("safetensors", "bin"))
+    verify: bool = setting(True, "compare the written model's logits with those of base and adapter")
+
+
+@dataclass
+class ExportConfig(FileSettings):
+    """Hand a model or an adapter over to other programs; nothing that is there is changed."""
+
+    model_name_or_path: str | None = setting(
+        None, "folder of a model or an adapter; also the first argument (required)"
+    )
+    to: str = setting(
+        "official",
+        "transformers: its own GlmForCausalLM; official: the official layout; peft, official-ptuning: adapters",
+        choices=("official", "transformers", "peft", "official-ptuning"),
+    )
+    base_model_path: str | None = setting(None, "an adapter's base model; none: the path that it recorded")
+    layout: str = setting(
+        "transformers", "peft: whose names of modules LoRA gets", choices=("transformers", "official")
+    )
+    mode: str | None = setting(None, "model family; read off the folder where that shows it", choices=FAMILIES)
+    output_dir: str | None = setting(None, "new folder; none: the model's with -transformers, -peft … behind its name")
+    max_shard_size: str = setting("2GB", "largest weight file")
+    format: str = setting("safetensors", "kind of weight file; bin for old servers", choices=("safetensors", "bin"))
+    verify: bool = setting(True, "compare the written model's logits with those of what it was made of")
 
 
 @dataclass

@@ -133,9 +133,10 @@ class ChatGLM6BTokenizer(FamilyTokenizer):
         return {token: self._convert_token_to_id(token) for token in (*self.named_tokens.values(), self.gmask_token)}
 
     def _convert_id_to_token(self, index: int) -> str:
-        if index < self.num_image_tokens:
+        if 0 <= index < self.num_image_tokens:
             return f"<image_{index}>"
-        return self.sp.id_to_piece(index - self.num_image_tokens)
+        # The model has more ids than the vocabulary, as its matrices are padded: they stand for nothing.
+        return self.sp.id_to_piece(index - self.num_image_tokens) if 0 <= index < self.vocab_size else ""
 
     def _decode(
         self,

@@ -11,6 +11,7 @@ from glmft.data.templates import answer_text
 from glmft.dist import gather_objects, sum_over_ranks
 from glmft.inference.generation import generate
 from glmft.inference.metrics import text_scores, triple_f1, triple_lines
+from glmft.settings.answers import DecodingSettings
 from glmft.training.job import Job, autocast, count_supervised, make_batch, summed_loss
 from glmft.training.signals import StopSignals
 
@@ -56,7 +57,7 @@ def answer_scores(engine: Any, job: Job, stop: StopSignals) -> dict[str, float] 
     equally many batches: under ZeRO-3 every one of them is collective.
     """
     world, size = job.world, job.config.per_device_eval_batch_size
-    rows = answered_rows(job)
+    rows, decoding = answered_rows(job), DecodingSettings(max_new_tokens=job.config.max_new_tokens)
     order = longest_first(rows, job.validation.lengths)
     answers: dict[int, str] = {}
     for first in range(0, len(order), size * world.size):
@@ -66,7 +67,7 @@ def answer_scores(engine: Any, job: Job, stop: StopSignals) -> dict[str, float] 
         numbers = window[world.rank :: world.size] or window[:1]
         prompts = [split_row(job.validation.examples[i], job.tokenizer)[0] for i in numbers]
         with autocast(world):
-            ids = generate(engine.module, job.tokenizer, prompts, job.config.max_new_tokens, synced=world.size > 1)
+            ids = generate(engine.module, job.tokenizer, prompts, decoding, synced=world.size > 1)
         answers |= {i: answer_text(job.tokenizer, answer) for i, answer in zip(numbers, ids, strict=True)}
     answers = {i: text for part in gather_objects(world, answers) for i, text in part.items()}
     return scores([answers[i] for i in rows], labels(job))

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from glmft.data.shortfall import GRAVE
 from glmft.device import peak_memory
-from glmft.dist import barrier, gather_objects
+from glmft.dist import barrier, gather_objects, whole_shape
 from glmft.errors import Stopped
 from glmft.files import write_json
+from glmft.models.quantised import numbers_in
 from glmft.settings.config import to_json
 from glmft.training.checkpoint import OPTIMIZER, publishing
 from glmft.training.job import Job
@@ -39,6 +40,7 @@ class TrainResult:
         last_loss: mean over the supervised tokens behind the last log line, in nats.
         seconds: of this process; a resumed run counts from the resumption.
         peak_memory_bytes: of rank 0: the accelerator's, or the process's without one.
+        trainable_parameters, total_parameters: how many numbers trained, and how many the model has.
         best: best value of the watched metric, and the step it was seen at.
         first_answer, last_answer: the start of the answers to the first record before and after training.
         weight_change: norm of what was added to the trained weights over their own, by a sample.
@@ -52,6 +54,8 @@ class TrainResult:
     tokens: int
     supervised_tokens: int
     peak_memory_bytes: int
+    trainable_parameters: int
+    total_parameters: int
     best: float | None = None
     best_step: int | None = None
     first_answer: str | None = None
@@ -99,9 +103,13 @@ def write_optimizer(engine: Any, folder: Path | None, job: Job) -> None:
 
 
 def write_trained(engine: Any, trained: dict[str, Tensor], folder: Path, job: Job) -> None:
-    """What was trained, in the form in which it is loaded, with its tokenizer and settings."""
+    """What was trained, in the form in which it is loaded, with its settings; beside a whole model its tokenizer.
+
+    An adapter's tokenizer is its base's: beside it peft's Auto classes would ask for code and resize the embedding.
+    """
     job.tuner.save(engine.module, trained, folder, job.base)
-    job.tokenizer.save_pretrained(folder)
+    if job.tuner.saves_whole_model:
+        job.tokenizer.save_pretrained(folder)
     (folder / RUN_CONFIG).write_text(to_json(job.config) + "\n", encoding="utf-8")
 
 
@@ -118,7 +126,7 @@ def save_and_stop(engine: Any, state: TrainerState, stop: StopSignals, tracker: 
 def save_result(engine: Any, state: TrainerState, tracker: Tracker, job: Job, outcome: Outcome) -> TrainResult:
     """Save what was trained, and the run's figures, into the output folder itself. Collective."""
     trained = job.tuner.state(engine.module)
-    result = result_of(state, tracker, job, outcome)
+    result = result_of(engine.module, state, tracker, job, outcome)
     with publishing(job.folder, job.world, into=True) as aside:
         if aside is not None:
             write_trained(engine, trained, aside, job)
@@ -129,7 +137,7 @@ def save_result(engine: Any, state: TrainerState, tracker: Tracker, job: Job, ou
     return result
 
 
-def result_of(state: TrainerState, tracker: Tracker, job: Job, outcome: Outcome) -> TrainResult:
+def result_of(model: Any, state: TrainerState, tracker: Tracker, job: Job, outcome: Outcome) -> TrainResult:
     if state.open_supervised:  # the run ended between two log lines
         state.take()
     return TrainResult(
@@ -141,6 +149,8 @@ def result_of(state: TrainerState, tracker: Tracker, job: Job, outcome: Outcome)
         tokens=state.tokens,
         supervised_tokens=state.supervised,
         peak_memory_bytes=peak_memory(job.world.device),
+        trainable_parameters=sum(whole_shape(p).numel() for p in model.parameters() if p.requires_grad),
+        total_parameters=numbers_in(model),
         best=state.best,
         best_step=state.best_step,
         first_answer=outcome.before,

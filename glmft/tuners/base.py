@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from glmft.dist import gathered, is_main
 from glmft.errors import CheckpointError, ConfigError, one_line
 from glmft.family import ADAPTER_JSON
+from glmft.files import share
 from glmft.models.stored import require_finite, require_fit
 from glmft.reading import read_json
 from glmft.schema import Kind, problems, text
 from glmft.settings.config import TrainConfig
 from glmft.settings.recorded import kind_of
-from glmft.weights import FLOATS, StoredTensors
+from glmft.weights import FLOATS, StoredTensors, open_weights
 
 ADAPTER_WEIGHTS = "glmft_adapter.safetensors"
 
@@ -30,6 +31,7 @@ class Tuner(ABC):
 
     name: ClassVar[str]
     usual_rates: ClassVar[tuple[float, float]] = (0.0, float("inf"))  # of learning, over models of billions of numbers
+    saves_whole_model: ClassVar[bool] = False  # what is saved is a model folder, which needs no base
 
     @classmethod
     def from_config(cls, config: TrainConfig) -> Self:
@@ -178,13 +180,16 @@ def save_checked(state: dict[str, Tensor], path: Path) -> None:
     if not state or any(t.numel() == 0 for t in state.values()):
         raise CheckpointError(f"{path}: refused to write an empty adapter ({len(state)} tensors)")
     save_file(state, path, metadata={"format": "pt"})
+    share(path)
     again = load_checked(path)
     if again.keys() != state.keys() or not all(torch.equal(again[k], t) for k, t in state.items()):
         raise CheckpointError(f"{path}: the file does not hold what was written; check the disk")
 
 
 def load_checked(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file. Raises CheckpointError with one line for a missing or torn one."""
+    """Tensors of a weight file. Raises CheckpointError with one line for a missing or torn one."""
+    if path.suffix != ".safetensors":
+        return open_weights(path)
     try:
         return load_file(path)
     except FileNotFoundError:

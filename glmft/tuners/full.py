@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from glmft.errors import CheckpointError
 from glmft.family import RECORD_JSON
-from glmft.models.loading import copy_texts
+from glmft.models.carried import carry_files, name_official_classes
 from glmft.tuners.base import Tuner, gather_named, train_only
 
 
@@ -16,6 +16,7 @@ from glmft.tuners.base import Tuner, gather_named, train_only
 class Full(Tuner):
     name: ClassVar[str] = "full"
     usual_rates: ClassVar[tuple[float, float]] = (1e-6, 2e-4)
+    saves_whole_model: ClassVar[bool] = True
 
     def owned_by_base(self, names: list[str]) -> set[str]:
         return set(names)
@@ -40,7 +41,8 @@ class Full(Tuner):
         model.save_pretrained(folder, state_dict=state, max_shard_size="2GB")
         self.save_description(folder, base, RECORD_JSON)
         if "base_model_name_or_path" in base:
-            copy_texts(Path(base["base_model_name_or_path"]), folder)
+            carry_files(Path(base["base_model_name_or_path"]), folder)
+            name_official_classes(folder)
 
     def load(self, model: nn.Module, folder: Path) -> nn.Module:
         raise CheckpointError(f"{folder}: holds a whole model, but no config.json; copy it again")

@@ -21,10 +21,8 @@ from glmft.tuners.base import (
     save_checked,
     without_weights,
 )
-from glmft.tuners.peft_config import lora_config, read_peft_config
+from glmft.tuners.peft_config import PEFT_WEIGHTS, adapter_file, lora_config, read_peft_config, write_peft_config
 from glmft.weights import StoredTensors
-
-WEIGHTS = "adapter_model.safetensors"
 
 # Linear modules by the last part of their names in the official layouts, and what they are in transformers' own.
 ALSO = {
@@ -161,13 +159,13 @@ class Lora(Tuner):
         return get_peft_model_state_dict(model, state_dict=trained)
 
     def save(self, model: nn.Module, state: dict[str, Tensor], folder: Path, base: dict[str, Any]) -> None:
-        save_checked(state, folder / WEIGHTS)
+        save_checked(state, folder / PEFT_WEIGHTS)
         config = copy.deepcopy(model.peft_config["default"])
         config.base_model_name_or_path = base["base_model_name_or_path"]
         config.inference_mode = True  # as peft's own save_pretrained writes it
         if self.is_pissa:
             config.r, config.lora_alpha, config.init_lora_weights = 2 * config.r, 2 * config.lora_alpha, True
-        config.save_pretrained(folder)
+        write_peft_config(config, folder)
         self.save_description(folder, base)
 
     def load(self, model: nn.Module, folder: Path) -> nn.Module:
@@ -184,8 +182,9 @@ def load_lora(model: nn.Module, folder: Path) -> nn.Module:
     from peft import get_peft_model, set_peft_model_state_dict
 
     given = read_peft_config(folder)
-    require_adapter(StoredTensors([folder / WEIGHTS]), expected_lora(model, given, folder), folder)
-    state = load_checked(folder / WEIGHTS)
+    file = adapter_file(folder)
+    require_adapter(StoredTensors([file]), expected_lora(model, given, folder), folder)
+    state = load_checked(file)
     require_finite(state.items(), folder)
     model = get_peft_model(model, lora_config(given))
     set_peft_model_state_dict(model, state)
@@ -194,14 +193,26 @@ def load_lora(model: nn.Module, folder: Path) -> nn.Module:
 
 def expected_lora(model: nn.Module, given: dict[str, Any], folder: Path) -> dict[str, list[int]]:
     """Names and shapes of the weights that a description asks for on a model, found without memory for them."""
-    from peft import get_peft_model, get_peft_model_state_dict
+    return shapes_in_files(bare_lora(model, given, folder))
+
+
+def bare_lora(model: nn.Module, given: dict[str, Any], folder: Path) -> nn.Module:
+    """A model with the layers that a description asks for, without memory. Raises CheckpointError if it has others."""
+    from peft import get_peft_model
 
     try:
         with torch.device("meta"):
-            bare = get_peft_model(without_weights(model), lora_config({**given, "init_lora_weights": True}))
-            state = get_peft_model_state_dict(bare)
+            return get_peft_model(without_weights(model), lora_config({**given, "init_lora_weights": True}))
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise CheckpointError(f"{folder}: does not fit the base model ({one_line(error)})") from None
+
+
+def shapes_in_files(bare: nn.Module) -> dict[str, list[int]]:
+    """What peft would save of a model."""
+    from peft import get_peft_model_state_dict
+
+    with torch.device("meta"):
+        state = get_peft_model_state_dict(bare)
     return {name: list(tensor.shape) for name, tensor in state.items()}
 
 

@@ -9,12 +9,14 @@ from typing import Any
 
 from glmft.errors import ConfigError, one_line
 from glmft.family import PEFT_JSON
-from glmft.reading import read_json
+from glmft.files import write_json
+from glmft.reading import is_file, read_json
 from glmft.schema import FLAG, NULL, Kind, list_of, number, one_of, problems, table_of, text, whole
 from glmft.settings.checks import MOST_ITERATIONS
 from glmft.settings.config import WIDE
 
 LARGEST = 1 << 20  # bytes
+PEFT_WEIGHTS, OLD_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
 NAME = text(r"[\w.-]+", 300, "a module's name")
 
 
@@ -80,6 +82,36 @@ NOTES: dict[str, Kind] = {
     "megatron_core": text(longest=300) | NULL,  # of use with `megatron_config` only, which is refused
     "qalora_group_size": whole(1),
 }
+
+# What peft 0.5 wrote. Every later one refuses a file with a key that it does not know yet.
+CLASSIC = {
+    *("peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping"),
+    *("r", "target_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "modules_to_save"),
+    *("init_lora_weights", "layers_to_transform", "layers_pattern"),
+    *("num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"),
+    *("encoder_hidden_size", "prefix_projection"),
+}
+
+
+def adapter_file(folder: Path) -> Path:
+    """The weights of an adapter that peft wrote; before 0.6 it wrote a pickle, of which tensors alone are read."""
+    old = folder / OLD_WEIGHTS
+    return old if is_file(old) and not is_file(folder / PEFT_WEIGHTS) else folder / PEFT_WEIGHTS
+
+
+def write_peft_config(config: Any, folder: Path) -> None:
+    """Write adapter_config.json so that old versions of peft read it: classic keys, and what differs from a default.
+
+    Args:
+        config: one of peft's.
+    """
+    usual = type(config)().to_dict()
+    kept = {
+        key: sorted(value) if isinstance(value, set) else value
+        for key, value in config.to_dict().items()
+        if key in CLASSIC or (key != "peft_version" and value != usual.get(key))
+    }
+    write_json(folder / PEFT_JSON, dict(sorted(kept.items())))
 
 
 def read_peft_config(folder: Path) -> dict[str, Any]:

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from glmft.errors import CheckpointError
 from glmft.family import PEFT_JSON
+from glmft.files import new_folder
 from glmft.models.chatglm2 import ChatGLM2ForConditionalGeneration, apply_rotary
 from glmft.reading import read_json_if_there
 from glmft.tuners.base import load_checked
+from glmft.tuners.peft_config import PEFT_WEIGHTS, adapter_file, write_peft_config
 
-WEIGHTS, TENSOR = "adapter_model.safetensors", "prompt_embeddings"
+TENSOR = "prompt_embeddings"
 
 
 def is_peft_prefix(folder: Path) -> bool:
@@ -53,9 +55,9 @@ def write_peft_prefix(model: nn.Module, folder: Path) -> None:
         inference_mode=True,
     )
     rows = turned(model, prefix, 1).permute(3, 0, 1, 2, 4).flatten(1)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({TENSOR: rows.contiguous()}, folder / WEIGHTS, metadata={"format": "pt"})
-    config.save_pretrained(folder)
+    with new_folder(folder) as aside:
+        save_file({TENSOR: rows.contiguous()}, aside / PEFT_WEIGHTS, metadata={"format": "pt"})
+        write_peft_config(config, aside)
 
 
 def read_peft_prefix(model: nn.Module, folder: Path) -> Tensor:
@@ -64,11 +66,12 @@ def read_peft_prefix(model: nn.Module, folder: Path) -> Tensor:
     Raises:
         CheckpointError: the weights are missing or torn, or of another shape.
     """
-    rows = load_checked(folder / WEIGHTS).get(TENSOR)
+    file = adapter_file(folder)
+    rows = load_checked(file).get(TENSOR)
     layers, groups, size = model.config.key_value_shape
     if rows is None or rows.dim() != 2 or rows.shape[1] != 2 * layers * groups * size:
         raise CheckpointError(
-            f"{folder / WEIGHTS}: holds no {TENSOR} of width {2 * layers * groups * size}; name the prefix's base"
+            f"{file}: holds no {TENSOR} of width {2 * layers * groups * size}; name the prefix's base"
         )
     prefix = rows.float().view(-1, layers, 2, groups, size).permute(1, 2, 3, 0, 4)
     return turned(model, prefix, -1).permute(3, 0, 1, 2, 4).flatten(1).contiguous()

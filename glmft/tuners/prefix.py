@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from glmft.errors import CheckpointError
+from glmft.models.prefix import PrefixEncoder
 from glmft.models.stored import require_finite, require_fit
 from glmft.reading import is_file
 from glmft.tuners.base import ADAPTER_WEIGHTS, Tuner, load_checked, load_named, save_checked, train_only
 from glmft.tuners.peft_prefix import is_peft_prefix, read_peft_prefix
-from glmft.weights import open_weights
 
 # Under the base model's own prefix: `transformer.` in the official layout, `model.` in transformers' own.
 EMBEDDING = "prefix_encoder.embedding.weight"
@@ -103,7 +103,7 @@ def read_prefix(path: Path, model: nn.Module | None = None) -> dict[str, Tensor]
         file = next((path / name for name in (ADAPTER_WEIGHTS, OFFICIAL_WEIGHTS) if is_file(path / name)), path)
     if not is_file(file):
         raise CheckpointError(f"{path}: no prefix here; name a folder with {OFFICIAL_WEIGHTS}, or the file")
-    state = load_checked(file) if file.suffix == ".safetensors" else open_weights(file)
+    state = load_checked(file)
     parts = {name: name.partition("prefix_encoder.")[1:] for name in state}
     state = {"".join(parts[name]): tensor for name, tensor in state.items() if parts[name][0]}
     if EMBEDDING not in state:
@@ -118,6 +118,27 @@ def shape_of(state: dict[str, Tensor]) -> tuple[int, bool, int | None]:
     """Length, whether it is projected, and the width inside the projection."""
     projection = state.get(PROJECTION)
     return len(state[EMBEDDING]), projection is not None, None if projection is None else len(projection)
+
+
+def flattened(model: nn.Module, state: dict[str, Tensor], place: str | Path) -> Tensor:
+    """The embedding [P, 2 layers groups d] of a prefix without projection that says what this one says, in float32.
+
+    Raises:
+        CheckpointError: it was trained on a model of another shape.
+    """
+    check_fit(model, state, place)
+    length, projected, hidden_size = shape_of(state)
+    config = model.config
+    encoder = PrefixEncoder(
+        length,
+        *config.key_value_shape,
+        projected,
+        embedding_size=state[EMBEDDING].shape[1],
+        hidden_size=hidden_size or config.hidden_size,
+    )
+    encoder.load_state_dict({name.partition(".")[2]: tensor.float() for name, tensor in state.items()})
+    with torch.no_grad():
+        return encoder().permute(3, 0, 1, 2, 4).flatten(1).contiguous()
 
 
 def check_fit(model: nn.Module, state: dict[str, Tensor], place: str | Path) -> None:

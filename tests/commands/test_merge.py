@@ -1,16 +1,30 @@
+import contextlib
 import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import glmft
+from examples.quickstart.run import ROOT
 from glmft.commands.merge import merge
 from glmft.errors import CheckpointError, ConfigError
 from glmft.family import FAMILIES
-from glmft.models.loading import fingerprint, load_config, load_model
+from glmft.models.loading import fingerprint, load_config, load_model, record_of, stored_dtype, weight_files
 from glmft.settings.tools import MergeConfig
+from glmft.tuners import merging
+from glmft.tuners.freeze import Freeze
+from glmft.tuners.full import Full
 from glmft.tuners.lora import Lora
 from glmft.tuners.prefix import Prefix
+from glmft.tuners.prompt import Prompt
+from glmft.weights import StoredTensors
 
 
 def described(folder):
@@ -120,14 +134,201 @@ def test_the_merged_weights_keep_the_bases_number_format(model_folder, tmp_path)
     assert {t.dtype for n, t in load_file(out / "model.safetensors").items() if "inv_freq" not in n} == {torch.float16}
 
 
-def test_only_lora_can_be_merged(model_folder, tmp_path):
-    tuner, folder = Prefix(4, False), tmp_path / "prefix"
+def trained(tuner, base, folder):
+    """A folder of a tuner whose weights were moved, and the model that it is of."""
+    model = tuner.apply(load_model(load_config(base), base, torch.float32)).eval()
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
     folder.mkdir()
-    model = tuner.apply(load_model(load_config(model_folder), model_folder, torch.float32))
-    tuner.save(model, tuner.state(model), folder, described(model_folder))
-    for path in (folder, model_folder):
-        with pytest.raises(ConfigError, match="holds no LoRA adapter"):
-            merge(MergeConfig(model_dir=str(path)))
+    tuner.save(model, tuner.state(model), folder, record_of(load_config(base), base))
+    return model
+
+
+def logits_of(model, tokenizer):
+    with torch.no_grad():
+        return model(**tokenizer(["云川岭溪"], return_tensors="pt")).logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tuner", [Prefix(3, True, 20), Prefix(3, False), Freeze("layers.0.")], ids=str)
+def test_a_prefix_and_trained_weights_become_part_of_a_whole_model(tuner, family, official_folders, tmp_path):
+    base = official_folders[family]
+    model = trained(tuner, base, tmp_path / "run")
+    out = merge(MergeConfig(model_dir=str(tmp_path / "run"), format="bin" if family == "glm2" else "safetensors"))
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    assert config["pre_seq_len"] == (3 if isinstance(tuner, Prefix) else None)
+    assert not config["prefix_projection"]
+    assert (out / "pytorch_model.bin").is_file() == (family == "glm2")
+    merged, tokenizer = glmft.load(out, dtype="fp32", device="cpu")
+    assert ("transformer.prefix_encoder.embedding.weight" in merged.state_dict()) == isinstance(tuner, Prefix)
+    torch.testing.assert_close(logits_of(merged, tokenizer), logits_of(model, tokenizer), atol=0.01, rtol=0.01)
+
+
+def test_a_full_run_becomes_a_folder_in_the_bases_format_with_the_bases_files(official_folders, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(official_folders["glm3"], base)
+    (base / "modeling_chatglm.py").write_text("# official\n", encoding="utf-8")
+    model = trained(Full(), base, tmp_path / "run")
+    (tmp_path / "run" / "train_config.json").write_text("{}", encoding="utf-8")
+    out = merge(MergeConfig(model_dir=str(tmp_path / "run")))
+    assert (out / "modeling_chatglm.py").is_file()
+    assert not (out / "train_config.json").exists()
+    assert stored_dtype(out) == torch.float16
+    assert json.loads((out / "config.json").read_text(encoding="utf-8"))["torch_dtype"] == "float16"
+    loaded, tokenizer = glmft.load(out, dtype="fp32", device="cpu")
+    torch.testing.assert_close(logits_of(loaded, tokenizer), logits_of(model, tokenizer), atol=0.01, rtol=0.01)
+
+
+def test_what_cannot_be_a_whole_model_is_refused_with_the_reason(official_folders, native_folders, tmp_path):
+    base = official_folders["glm2"]
+    trained(Prompt(3, "none"), base, tmp_path / "prompt")
+    with pytest.raises(ConfigError, match="no official model has a place for"):
+        merge(MergeConfig(model_dir=str(tmp_path / "prompt")))
+    trained(Prefix(3, False), native_folders["native-glm"], tmp_path / "prefix")
+    with pytest.raises(ConfigError, match=r"knows no pre_seq_len; .*official-ptuning"):
+        merge(MergeConfig(model_dir=str(tmp_path / "prefix")))
+    with pytest.raises(ConfigError, match="holds a whole model and no adapter"):
+        merge(MergeConfig(model_dir=str(base)))
+    for several in (f"{tmp_path / 'prompt'}:0.5", f"{tmp_path / 'prefix'}:1,{tmp_path / 'prefix'}:2"):
+        with pytest.raises(ConfigError, match="weights and several adapters are for LoRA"):
+            merge(MergeConfig(model_dir=several))
+
+
+@pytest.mark.parametrize("second", [{}, {"use_dora": True}, {"modules_to_save": "final_layernorm"}], ids=str)
+def test_several_adapters_add_up_with_their_weights(second, official_folders, tmp_path):
+    base = official_folders["glm2"]
+    alone = []
+    for name, tuner in (
+        ("a", Lora(2, 4, 0.0, "all-linear")),
+        ("b", Lora(3, 5, 0.0, "dense", use_rslora=True, **second)),
+    ):
+        trained(tuner, base, tmp_path / name)
+        out = merge(MergeConfig(model_dir=str(tmp_path / name), output_dir=str(tmp_path / f"{name}-alone")))
+        alone.append(load_file(out / "model.safetensors"))
+    mixed = merge(
+        MergeConfig(model_dir=f"{tmp_path / 'a'}:0.7,{tmp_path / 'b'}:-0.3", output_dir=str(tmp_path / "mixed"))
+    )
+    plain = StoredTensors(weight_files(base))
+    for name, tensor in load_file(mixed / "model.safetensors").items():
+        start = plain[name].float()
+        expected = start + 0.7 * (alone[0][name].float() - start) - 0.3 * (alone[1][name].float() - start)
+        torch.testing.assert_close(tensor.float(), expected, atol=2e-3, rtol=2e-3, msg=name)
+
+
+def test_one_of_two_tied_matrices_that_was_trained_alone_parts_from_the_other(official_folders, tmp_path):
+    """Else the head would follow the embedding, which the adapter's model never had it do."""
+    base = official_folders["glm"]
+    model = trained(Lora(2, 4, 0.0, "word_embeddings"), base, tmp_path / "run")
+    out = merge(MergeConfig(model_dir=str(tmp_path / "run")))
+    assert json.loads((out / "config.json").read_text(encoding="utf-8"))["tie_word_embeddings"] is False
+    merged, tokenizer = glmft.load(out, dtype="fp32", device="cpu")
+    torch.testing.assert_close(logits_of(merged, tokenizer), logits_of(model, tokenizer), atol=0.01, rtol=0.01)
+
+
+def test_what_is_untouched_is_carried_bit_by_bit_and_what_changed_is_rounded_once(official_folders, tmp_path):
+    base = official_folders["glm2"]
+    trained(Lora(2, 4, 0.0, "query_key_value"), base, tmp_path / "run")
+    out = merge(MergeConfig(model_dir=str(tmp_path / "run")))
+    stored, adapter = StoredTensors(weight_files(base)), load_file(tmp_path / "run" / "adapter_model.safetensors")
+    for name, tensor in load_file(out / "model.safetensors").items():
+        key = f"base_model.model.{name.removesuffix('weight')}lora_"
+        expected = stored[name]
+        if f"{key}A.weight" in adapter:
+            exact = expected.double() + 2 * adapter[f"{key}B.weight"].double() @ adapter[f"{key}A.weight"].double()
+            spacing = (torch.nextafter(tensor.abs(), tensor.abs() + 1) - tensor.abs()).double()
+            assert ((tensor.double() - exact).abs() <= 0.51 * spacing).all()
+        else:
+            assert torch.equal(tensor, expected)
+
+
+def test_a_written_model_that_computes_something_else_is_not_kept(official_folders, tmp_path, monkeypatch):
+    trained(Lora(2, 4, 0.0, "all-linear"), official_folders["glm2"], tmp_path / "run")
+    monkeypatch.setattr(merging, "NUMBERS", 100)  # many parts
+    config = MergeConfig(model_dir=str(tmp_path / "run"))
+    real = merging._low_rank
+
+    def doubled(stored, name, layer):
+        change = real(stored, name, layer)
+        return lambda base, first, end: base + 9 * (change(base, first, end) - base)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merging, "_low_rank", doubled)
+        with pytest.raises(CheckpointError, match=r"computes something else: logits over \d+ tokens differ"):
+            merge(config)
+    assert not list((tmp_path / "run").glob("*merged*"))
+    assert not list((tmp_path / "run").glob(".*"))
+    said = []
+    merge(config, said.append)
+    assert re.fullmatch(r"logits over \d+ tokens differ by at most [\d.e-]+ \(allowed [\d.e-]+\)", said[0])
+
+
+def test_weights_are_written_in_shards_that_no_one_needs_whole(official_folders, tmp_path):
+    trained(Lora(2, 4, 0.0, "all-linear"), official_folders["glm3"], tmp_path / "run")
+    for ending, name in (("safetensors", "model"), ("bin", "pytorch_model")):
+        out = merge(
+            MergeConfig(
+                model_dir=str(tmp_path / "run"),
+                output_dir=str(tmp_path / ending),
+                max_shard_size="100KB",
+                format=ending,
+                verify=False,
+            )
+        )
+        index = json.loads((out / f"{name}.{ending}.index.json").read_text(encoding="utf-8"))
+        files = sorted(out.glob(f"{name}-*-of-*.{ending}"))
+        assert sorted(set(index["weight_map"].values())) == [file.name for file in files]
+        assert len(files) > 1
+        assert all(file.stat().st_mode & 0o777 == out.stat().st_mode & 0o666 for file in files)
+        loaded, tokenizer = glmft.load(out, dtype="fp32", device="cpu")
+        assert logits_of(loaded, tokenizer).isfinite().all()
+
+
+def test_a_disk_without_room_and_another_base_are_one_line(adapter, model_folder, official_folders, monkeypatch):
+    with pytest.raises(ConfigError, match=r"trained on another base than .*; give the right one by --ori_model_dir"):
+        merge(MergeConfig(str(official_folders["glm2"]), str(adapter)))
+    with pytest.raises(ConfigError, match=r"its base model is not at .*; say where with --ori_model_dir"):
+        merge(MergeConfig(str(model_folder / "nowhere"), str(adapter)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(CheckpointError, match=r"takes 0.0 GB, the disk has 0.0 GB left; free some space"):
+        merge(MergeConfig(model_dir=str(adapter)))
+
+
+KILLED = """
+import glmft, sys
+from glmft.commands.merge import merge
+from glmft.settings.tools import MergeConfig
+print("ready", flush=True)
+merge(MergeConfig(model_dir=sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_leaves_no_half_folder(official_folders, tmp_path):
+    trained(Lora(2, 4, 0.0, "all-linear"), official_folders["glm2"], tmp_path / "run")
+    whole = merge(MergeConfig(model_dir=str(tmp_path / "run"), output_dir=str(tmp_path / "whole")))
+    expected = {path.name: path.read_bytes() for path in whole.iterdir() if path.is_file()}
+    appeared = 0
+    for i in range(12):
+        shutil.rmtree(tmp_path / "run" / "merged", ignore_errors=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(tmp_path / "run")], stdout=subprocess.PIPE, cwd=ROOT, text=True
+        )
+        process.stdout.readline()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(4.0 + 0.35 * i)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        target = tmp_path / "run" / "merged"
+        if target.exists():
+            appeared += 1
+            assert {path.name: path.read_bytes() for path in target.iterdir() if path.is_file()} == expected
+    if not appeared:
+        merge(MergeConfig(model_dir=str(tmp_path / "run")))
+    assert not list((tmp_path / "run").glob(".writing-*")) or not appeared
 
 
 def test_missing_folders_and_foreign_adapters_are_one_line(adapter, model_folder, tmp_path):

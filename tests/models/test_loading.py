@@ -12,7 +12,6 @@ from examples.official_layout import SMALL, VOCABULARY_FILES, make_checkpoint
 from glmft.errors import CheckpointError, ConfigError
 from glmft.family import FAMILIES
 from glmft.models.loading import (
-    copy_texts,
     fingerprint,
     load_config,
     load_model,
@@ -179,21 +178,6 @@ def test_a_fingerprint_tells_bases_apart_and_not_places(family, official_folders
     assert fingerprint(tmp_path / "other") not in seen
 
 
-def test_texts_are_copied_beside_saved_weights_and_nothing_is_overwritten(tmp_path):
-    base, target = tmp_path / "base", tmp_path / "target"
-    for folder in (base / "README-files", target):
-        folder.mkdir(parents=True)
-    names = ("modeling_chatglm.py", "MODEL_LICENSE", "generation_config.json", "README.md", "config.json", "a.bin")
-    for name in names:
-        (base / name).write_text("base")
-    (target / "README.md").write_text("mine")
-    copy_texts(base, target)
-    assert {path.name: path.read_text() for path in target.iterdir()} == {
-        **dict.fromkeys(names[:3], "base"),
-        "README.md": "mine",
-    }
-
-
 def test_a_prefix_alone_is_no_model(model_folder):
     """What the official P-Tuning script saves: config.json, and a pytorch_model.bin that holds the prefix alone."""
     config = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
@@ -297,3 +281,38 @@ def test_official_folders_load_and_come_back_with_every_name_and_byte(family, of
         if "inv_freq" not in name:  # random numbers in these folders, fixed ones in the model
             assert again[name].dtype == tensor.dtype
             assert torch.equal(again[name], tensor), name
+
+
+def test_a_head_that_is_not_the_embedding_is_left_out_with_a_warning_as_the_official_code_ties_them(
+    official_folders, tmp_path, caplog
+):
+    folder = tmp_path / "glm"
+    shutil.copytree(official_folders["glm"], folder, ignore=shutil.ignore_patterns("*model-*.bin", "*.index.json"))
+    tensors = read_tensors(official_folders["glm"], meta_names(official_folders["glm"]))
+    torch.save({**tensors, "lm_head.weight": tensors["lm_head.weight"] + 1}, folder / "pytorch_model.bin")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for bits in (None, "4"):
+        caplog.clear()
+        model = load_model(load_config(folder, quantization_bit=bits), folder, torch.float32)
+        assert model.lm_head.weight is model.transformer.word_embeddings.weight
+        assert "lm_head.weight is not the embedding's; it is left out" in caplog.text
+        caplog.clear()
+        load_model(load_config(official_folders["glm"], quantization_bit=bits), official_folders["glm"], torch.float32)
+        assert not caplog.text
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}), encoding="utf-8")
+    model = load(folder)
+    torch.testing.assert_close(model.lm_head.weight, model.transformer.word_embeddings.weight + 1, atol=1e-3, rtol=0)
+    assert not caplog.text
+
+
+def meta_names(folder):
+    return meta_model(load_config(folder)).state_dict().keys()
+
+
+def test_whoever_may_read_a_folder_may_read_the_weights_that_are_saved_in_it(official_folders, tmp_path):
+    """safetensors writes for the owner alone."""
+    for family in ("glm", "glm2"):
+        load(official_folders[family]).save_pretrained(tmp_path / family, max_shard_size="100KB")
+        files = list((tmp_path / family).glob("*.safetensors"))
+        assert len(files) > 1
+        assert {file.stat().st_mode & 0o777 for file in files} == {(tmp_path / family).stat().st_mode & 0o666}

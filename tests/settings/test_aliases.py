@@ -7,13 +7,14 @@ import pytest
 
 from glmft.errors import ConfigError
 from glmft.settings.aliases import ALIASES, MEANINGS, SWITCHES, VALUES, names_of
+from glmft.settings.answers import PredictConfig
 from glmft.settings.checks import check
-from glmft.settings.config import PredictConfig, TrainConfig
+from glmft.settings.config import TrainConfig
 from glmft.settings.defaults import with_defaults
 from glmft.settings.flags import parse_arguments
-from glmft.settings.tools import InspectConfig, MergeConfig, QuantizeConfig
+from glmft.settings.tools import ExportConfig, InspectConfig, MergeConfig, QuantizeConfig
 
-KINDS = (TrainConfig, PredictConfig, InspectConfig, MergeConfig, QuantizeConfig)
+KINDS = (TrainConfig, PredictConfig, InspectConfig, MergeConfig, ExportConfig, QuantizeConfig)
 # A value for settings that do not take the text "3"; the first choice is taken for those with choices.
 SAMPLES = {"val_ratio": "0.3", "config": None}
 

@@ -5,8 +5,9 @@ import sys
 import pytest
 
 from glmft.errors import ConfigError
+from glmft.settings.answers import PredictConfig
 from glmft.settings.checks import check
-from glmft.settings.config import PredictConfig, TrainConfig, split_names
+from glmft.settings.config import TrainConfig, split_names
 from glmft.settings.defaults import DS_ALIASES, find_ds_file, shipped, with_defaults
 from glmft.settings.flags import parse_arguments
 from glmft.settings.tools import MergeConfig

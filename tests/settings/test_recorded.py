@@ -2,7 +2,8 @@
 
 import pytest
 
-from glmft.settings.config import DataSettings, PredictConfig, TrainConfig
+from glmft.settings.answers import PredictConfig
+from glmft.settings.config import DataSettings, TrainConfig
 from glmft.settings.recorded import RECORDED, TRAINED_WITH, as_trained, record_of_settings, trained_with
 
 DEFAULTS = {name: getattr(DataSettings(), name) for name in RECORDED}

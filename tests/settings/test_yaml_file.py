@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from glmft.errors import ConfigError
+from glmft.settings.answers import PredictConfig
 from glmft.settings.checks import check
-from glmft.settings.config import PredictConfig, TrainConfig
+from glmft.settings.config import TrainConfig
 from glmft.settings.flags import parse_arguments
 from glmft.settings.yaml_file import demo_arguments
 

@@ -226,3 +226,11 @@ def test_glm3_tools_stand_in_a_system_message(official_folders):
     )
     assert with_tools == [*tokenizer.prefix_ids, *system, *tokenizer.chat_ids(CHAT)[2:]]
     assert tokenizer.build_chat_input("乙", CHAT[:2])["input_ids"].tolist() == [tokenizer.chat_ids(CHAT)]
+
+
+def test_glm_ids_behind_the_vocabulary_with_which_matrices_are_padded_are_no_text(glm_tokenizer):
+    text = glm_tokenizer.encode_text("云川")
+    behind = [len(glm_tokenizer), len(glm_tokenizer) + 100]
+    assert glm_tokenizer.decode([*text, *behind, glm_tokenizer.pad_token_id]) == "云川"
+    assert glm_tokenizer.convert_ids_to_tokens(behind) == ["", ""]
+    assert glm_tokenizer.decode([-100, *text]) == "云川"

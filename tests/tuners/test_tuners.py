@@ -146,6 +146,18 @@ def test_a_saved_adapter_needs_nothing_but_its_folder(name, model_folder, tmp_pa
     assert tuner_class(recorded["train_type"]).from_description(folder) == tuner
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_answers_do_not_depend_on_the_batch(case, num_beams, model_folder):
+    """Whatever tuner: among longer prompts, padded on the left, an answer is the one it is alone."""
+    model, tokenizer = case[0].apply(base(model_folder)).eval(), load_tokenizer(model_folder)
+    disturb(model)
+    queries = ["云川岭溪泉峰湖岛林松柏梅", "云", "兰竹菊荷", "岭溪泉峰湖岛"]
+    options = {"max_new_tokens": 6, "num_beams": num_beams}
+    alone = [glmft.answer(model, tokenizer, [query], **options)[0] for query in queries]
+    assert glmft.answer(model, tokenizer, queries, **options) == alone
+
+
 def test_a_full_checkpoint_is_a_model_folder(model_folder, tmp_path, rows):
     model = Full().apply(base(model_folder)).eval()
     disturb(model)
