@@ -40,6 +40,7 @@ class Task:
     Args:
         records: how many there are.
         kept: what is answered already.
+        hangs_on: what the answers hang on.
         report: of what is cut.
         built_for: tokens that the model was built for.
         rejected: (place, reason) of every bad record.
@@ -49,6 +50,7 @@ class Task:
     sources: Sequence[Source]
     tokenizer: Any
     folder: Path
+    hangs_on: dict[str, Any]
     report: Any
     built_for: int | None
     records: int = 0
@@ -190,7 +192,7 @@ def survey(config: PredictConfig, sources: Sequence[Source], place: Place, folde
     model_config = load_config(place.base, place.mode(config.mode), config.quantization_bit)
     tokenizer = load_tokenizer(place.base, model_config.family, model_config)
     built_for = getattr(model_config, "max_position_embeddings", None)
-    task = Task(config, sources, tokenizer, folder, AnswerReport(), built_for)
+    task = Task(config, sources, tokenizer, folder, now, AnswerReport(), built_for)
     known = kept_answers(folder / PREDICTIONS) if resumes else iter(())
     for record, prompt, was_cut in prompts_of(task, reject=task.rejected.extend):
         task.records += 1
@@ -209,10 +211,6 @@ def survey(config: PredictConfig, sources: Sequence[Source], place: Place, folde
             f"{folder / PREDICTIONS}: holds more answers than the {task.records} records that are to be answered; name "
             "another folder with --output_dir"
         )
-    if is_main():
-        with refusals_as(folder, RETRY):
-            folder.mkdir(parents=True, exist_ok=True)
-            predictions.note(folder, now)
     return task
 
 
@@ -267,12 +265,7 @@ def answer_all(task: Task, world: World) -> None:
     if kept.lines == task.records:
         return
     model, tokenizer = load_for(config)
-    file = None
-    with same_fate():
-        if world.is_main:
-            (task.folder / RESULTS).unlink(missing_ok=True)
-            file = Predictions(task.folder / PREDICTIONS, kept)
-    first = kept.lines
+    file, first = Predictions(task.folder / PREDICTIONS, kept), kept.lines
     with tqdm(total=task.records, initial=first, unit="record", disable=None if world.is_main else True) as bar:
         for window in windows(task, world.size):
             prompts = [prompt for _, prompt in window]
@@ -286,7 +279,9 @@ def answer_all(task: Task, world: World) -> None:
             answers = answer_batches(model, tokenizer, prompts, mine, config, task.report, first, bar.update)
             answers = {i: text for part in gather_objects(world, answers) for i, text in part.items()}
             with same_fate():
-                if file is not None:
+                if world.is_main:
+                    with refusals_as(task.folder, RETRY):
+                        predictions.begin(task.folder, task.hangs_on)
                     file.add([(label, answers[i]) for i, (label, _) in enumerate(window)])
             first += len(window)
             bar.update(first - bar.n)

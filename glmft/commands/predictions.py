@@ -73,7 +73,6 @@ class Predictions:
 
     def __init__(self, path: Path, kept: Kept):
         self.path, self.kept = path, kept
-        self._write(b"")
 
     def add(self, rows: Sequence[tuple[str, str]]) -> None:
         """Append (label, answer) lines. Raises CheckpointError if the disk is full; whole lines stay."""
@@ -155,7 +154,9 @@ def require_usable(folder: Path, resume: bool, now: dict[str, Any]) -> bool:
     return True
 
 
-def note(folder: Path, now: dict[str, Any]) -> None:
-    """Say beside the answers what they hang on. Raises OSError."""
+def begin(folder: Path, now: dict[str, Any]) -> None:
+    """Make the folder ready for further answers: say what they hang on; scores of fewer are void. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RESULTS).unlink(missing_ok=True)
     if not (folder / PREDICTIONS).exists():
         write_json(folder / SETTINGS, now)

@@ -105,6 +105,8 @@ def test_every_flag_of_training_at_its_edges(seed, place, capsys):
 
 @tries(1)
 def test_the_flags_of_the_other_commands(seed, place, capsys):
+    (place / "answers.txt").write_text('{"labels": "a", "predict": "b"}\n')
+
     def one(rng):
         odd = lambda pool: rng.choice(pool).replace("\0", "")  # noqa: E731
         commands = {
@@ -117,6 +119,7 @@ def test_the_flags_of_the_other_commands(seed, place, capsys):
                 "max_new_tokens": "1",
             },
             "inspect": {"data_path": "data.json", "model": "base", "records": "0"},
+            "score": {"predictions": "answers.txt"},
             "merge": {"model_dir": "lora", "output_dir": "out"},
             "quantize": {"model_name_or_path": "base", "output_dir": "out"},
         }
@@ -134,7 +137,17 @@ def test_the_flags_of_the_other_commands(seed, place, capsys):
                 "attn_implementation",
                 "base_model_path",
                 "template",
+                "num_beams",
+                "temperature",
+                "top_p",
+                "top_k",
+                "repetition_penalty",
+                "max_tokens_per_batch",
+                "prompt",
+                "do_sample",
+                "resume",
             ],
+            "score": ["predictions", "output_file", "make_sheet", "sum_sheet", "sheet_records", "test_path"],
             "inspect": [
                 "records",
                 "num_proc",
