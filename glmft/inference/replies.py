@@ -38,6 +38,7 @@ class Reply:
         ids: generated so far, with the token that ended it.
         finish_reason: `stop`, `length` or `cancelled`; None while it is made, and if it failed.
         error: what it failed by.
+        is_cancelled: nobody wants it any more; it ends with its next token, or before its first.
     """
 
     def __init__(
@@ -55,21 +56,20 @@ class Reply:
         self.text, self.ids = "", []
         self.finish_reason: str | None = None
         self.error: Exception | None = None
-        self._cancelled = False
+        self.is_cancelled = False
 
     @property
     def is_finished(self) -> bool:
         return self.finish_reason is not None or self.error is not None
 
     def cancel(self) -> None:
-        """Let it end with its next token, or before its first."""
-        self._cancelled = True
+        self.is_cancelled = True
 
     def take(self, token: int) -> None:
         """A token has been generated."""
         if self.is_finished:
             return
-        if self._cancelled:
+        if self.is_cancelled:
             self.finish("cancelled")
             return
         self.ids.append(token)
@@ -157,6 +157,10 @@ def make(models: ModelSet, replies: Sequence[Reply]) -> None:
         with models.at_work(replies[0].member.name) as (model, tokenizer):
             _generate(model, tokenizer, replies)
     except torch.OutOfMemoryError:
+        if len(replies) > 1 and not any(reply.ids for reply in replies):
+            for reply in replies:
+                make(models, [reply])
+            return
         error = OutOfMemory("the model has not enough memory for this conversation; give less text, or fewer tokens")
         for reply in replies:
             reply.fail(error)
@@ -167,7 +171,7 @@ def make(models: ModelSet, replies: Sequence[Reply]) -> None:
 
 def _generate(model: Any, tokenizer: Any, replies: Sequence[Reply]) -> None:
     for reply in replies:
-        if reply._cancelled:
+        if reply.is_cancelled:
             reply.finish("cancelled")
     waiting = [reply for reply in replies if not reply.is_finished]
     if not waiting:

@@ -1,7 +1,7 @@
 """The calls of tools in an answer of ChatGLM3 or GLM-4: read, never executed.
 
-An answer's first line is its metadata. If it names a tool, what follows is a call: ChatGLM3 writes `tool_call(...)` in a
-code fence, GLM-4 writes JSON. An answer may have several parts, each behind an assistant's role token.
+An answer's first line is its metadata. If it names a tool, what follows is a call: ChatGLM3 writes `tool_call(...)` in
+a code fence, GLM-4 writes JSON. An answer may have several parts, each behind an assistant's role token.
 """
 
 from collections.abc import Sequence

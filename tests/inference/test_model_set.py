@@ -5,7 +5,6 @@ import torch
 from adapters import TUNERS, make_adapter
 
 import glmft
-from glmft.errors import ConfigError
 from glmft.inference.model_set import open_models
 from glmft.settings.config import ModelSettings
 
