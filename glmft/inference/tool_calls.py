@@ -4,13 +4,15 @@ An answer's first line is its metadata. If it names a tool, what follows is a ca
 a code fence, GLM-4 writes JSON. An answer may have several parts, each behind an assistant's role token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from glmft.inference.replies import Reply
 from glmft.models.chat import call_parameters, json_parameters
+from glmft.tokenizers.chatglm4_tools import checked_tools
 
 Message = dict[str, Any]
+FAMILIES_WITH_TOOLS = ("glm3", "glm4")
 
 
 def tool_names(messages: Sequence[Message]) -> set[str]:
@@ -25,7 +27,19 @@ def tool_names(messages: Sequence[Message]) -> set[str]:
     return names
 
 
-def answer_messages(reply: Reply, tools: set[str]) -> list[Message]:
+def tools_as_trained(tools: Any, family: str) -> list[dict[str, Any]]:
+    """Tools in the form that a family's models were trained with: ChatGLM3 knows bare descriptions, GLM-4 OpenAI's.
+
+    Raises:
+        ValueError: no list of tools, or a family that knows none.
+    """
+    if family not in FAMILIES_WITH_TOOLS:
+        raise ValueError(f"{family} knows no tools; ChatGLM3 and GLM-4 do")
+    typed = checked_tools(tools)
+    return [tool.get("function", tool) for tool in typed] if family == "glm3" else typed
+
+
+def answer_messages(reply: Reply, tools: Collection[str]) -> list[Message]:
     """A finished answer as the messages that a conversation goes on with.
 
     A call of one of the tools has the tool's name as `metadata` and its parameters as `arguments`.
@@ -56,15 +70,21 @@ def parts_of(reply: Reply) -> list[str]:
     return [tokenizer.decode(ids, skip_special_tokens=True) for ids in parts]
 
 
-def _call(text: str, tools: set[str], family: str) -> Message | None:
+def _call(text: str, tools: Collection[str], family: str) -> Message | None:
     """The call that a part is; None for plain text, and for a call that cannot be read."""
-    name, line_break, content = text.lstrip("\n").partition("\n")
+    name, line_break, content = text.partition("\n")
     if name.strip() not in tools or not line_break:
         return None
     arguments = json_parameters(content) if family == "glm4" else call_parameters(content.strip())
     if not isinstance(arguments, dict):
         return None
     return {"role": "assistant", "metadata": name.strip(), "content": content.strip(), "arguments": arguments}
+
+
+def may_be_call(text: str, tools: Collection[str]) -> bool:
+    """Whether a part of an answer is a call, or may yet become one."""
+    name, line_break, _ = text.partition("\n")
+    return name.strip() in tools if line_break else any(tool.startswith(name.strip()) for tool in tools)
 
 
 def shown_calls(messages: Sequence[Message]) -> list[str]:
