@@ -44,6 +44,7 @@ def in_terminal(talk: Talk) -> None:
 
     session: PromptSession = PromptSession(completer=WordCompleter(list(SLASH_COMMANDS), sentence=True))
     while True:
+        talk.was_answering = False
         try:
             line = session.prompt(f"{talk.label}> ").strip()
             if line:
@@ -84,7 +85,6 @@ def piped_lines() -> Iterator[str]:
 
 def handle(talk: Talk, line: str, typing: bool) -> list[str]:
     """Run a command, which gives lines to print, or have a question answered."""
-    talk.was_answering = False
     if line.startswith("/"):
         return run_command(talk, line)
     if "\0" in line or not is_unicode(line):
