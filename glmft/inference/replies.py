@@ -1,5 +1,6 @@
 """Answers in the making: token by token, several side by side where they are drawn alike, each stopped by itself."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from queue import Queue
@@ -54,6 +55,7 @@ class Reply:
         self.notify = notify
         self.longest = min(settings.max_new_tokens, member.longest - len(prompt))
         self.text, self.ids = "", []
+        self._growing = GrowingText(member.tokenizer, self.ids)
         self.finish_reason: str | None = None
         self.error: Exception | None = None
         self.is_cancelled = False
@@ -73,13 +75,17 @@ class Reply:
             self.finish("cancelled")
             return
         self.ids.append(token)
-        is_last = token in self.member.tokenizer.stop_ids
-        text = self._raw_text()
+        tokenizer = self.member.tokenizer
+        is_last, is_full = token in tokenizer.stop_ids, len(self.ids) >= self.longest
+        if is_last or is_full:
+            text = tokenizer.decode(self.ids[:-1] if is_last else self.ids, skip_special_tokens=True)
+        else:
+            text = self._growing.now()
         cut = min((place for stop in self.stops if (place := text.find(stop)) >= 0), default=None)
         if cut is not None:
             self.text = text[:cut].strip()
             self.finish("stop")
-        elif is_last or len(self.ids) >= self.longest:
+        elif is_last or is_full:
             self.text = text.strip()
             self.finish("stop" if is_last else "length")
         else:
@@ -97,17 +103,36 @@ class Reply:
             self.error = error
             self.notify()
 
-    def _raw_text(self) -> str:
-        tokenizer = self.member.tokenizer
-        ids = self.ids[:-1] if self.ids[-1] in tokenizer.stop_ids else self.ids
-        return tokenizer.decode(ids, skip_special_tokens=True)
+
+class GrowingText:
+    """The text of a growing list of ids, for which the last of them alone are decoded each time."""
+
+    LOOKED_AT, KEPT = 64, 16  # ids
+
+    def __init__(self, tokenizer: Any, ids: list[int]):
+        self.tokenizer, self.ids = tokenizer, ids
+        self.before, self.start = "", 0  # text of the ids before `start`
+
+    def now(self) -> str:
+        text = self.before + self._decoded(self.start)
+        if len(self.ids) - self.start > self.LOOKED_AT:
+            start = len(self.ids) - self.KEPT
+            last = self._decoded(start)
+            if text.endswith(last):  # which it does not where a character or a blank belongs to ids on both sides
+                self.before, self.start = text[: len(text) - len(last)], start
+        return text
+
+    def _decoded(self, start: int) -> str:
+        return self.tokenizer.decode(self.ids[start:], skip_special_tokens=True)
 
 
 def settled(text: str, stops: Sequence[str]) -> str:
-    """The beginning of a text that will stay: no half character, no white space that may be the end, and nothing that
-    a stop may begin with."""
+    """The beginning of a text that will stay.
+
+    That is without white space at its end, a beginning of a stop, and half a character: up to three of four bytes.
+    """
     held = max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
-    return text[: len(text) - held].rstrip("\ufffd").strip()
+    return re.sub("\ufffd{1,3}$", "", text[: len(text) - held]).strip()
 
 
 def new_reply(
@@ -204,7 +229,10 @@ class _Rows(BaseStreamer):
         """First the prompts [b, s], then the next token of each row [b]."""
         if self.prompt_seen:
             for reply, token in zip(self.replies, value.flatten().tolist(), strict=True):
-                reply.take(token)
+                try:
+                    reply.take(token)
+                except Exception as error:  # the other rows go on
+                    reply.fail(error)
         self.prompt_seen = True
 
     def end(self) -> None:

@@ -59,10 +59,12 @@ def answer_messages(reply: Reply, tools: Collection[str]) -> list[Message]:
 def parts_of(reply: Reply) -> list[str]:
     """The texts of an answer that stand behind an assistant's role token each; one that a stop text cut is one part."""
     tokenizer = reply.member.tokenizer
-    if reply.finish_reason == "stop" and reply.ids[-1] not in tokenizer.stop_ids:
+    ids = list(reply.ids)  # another thread may be adding to them
+    is_ended = bool(ids) and ids[-1] in tokenizer.stop_ids
+    if reply.finish_reason == "stop" and not is_ended:
         return [reply.text]
     role, parts = tokenizer.get_command("<|assistant|>"), [[]]
-    for token in reply.ids:
+    for token in ids[:-1] if is_ended else ids:
         if token == role:
             parts.append([])
         else:

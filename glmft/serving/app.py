@@ -158,7 +158,7 @@ async def growth(request: Request, reply: Reply, grown: asyncio.Event) -> AsyncI
             if grown.is_set():
                 grown.clear()
                 yield
-            elif await request.is_disconnected():
+            if await request.is_disconnected():
                 reply.cancel()
     finally:
         reply.cancel()

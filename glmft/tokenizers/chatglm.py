@@ -135,6 +135,8 @@ class ChatGLM6BTokenizer(FamilyTokenizer):
     def _convert_id_to_token(self, index: int) -> str:
         if index < self.num_image_tokens:
             return f"<image_{index}>"
+        if index >= self.vocab_size:  # the embedding has more rows
+            return ""
         return self.sp.id_to_piece(index - self.num_image_tokens)
 
     def _decode(
