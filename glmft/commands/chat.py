@@ -41,8 +41,10 @@ def chat(config: ChatConfig) -> int:
 def in_terminal(talk: Talk) -> None:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.shortcuts import CompleteStyle
 
-    session: PromptSession = PromptSession(completer=WordCompleter(list(SLASH_COMMANDS), sentence=True))
+    completer = WordCompleter(list(SLASH_COMMANDS), sentence=True)
+    session: PromptSession = PromptSession(completer=completer, complete_style=CompleteStyle.READLINE_LIKE)
     while True:
         talk.was_answering = False
         try:
