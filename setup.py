@@ -39,6 +39,7 @@ setup(
         "tensorboard>=2.16",
         "matplotlib>=3.8",
         "PyYAML>=6",
+        "prompt_toolkit>=3",
     ],
     extras_require={
         "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "nbclient>=0.10", "ipykernel>=6", "openai>=2", "httpx>=0.27"],

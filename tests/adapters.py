@@ -34,12 +34,13 @@ def disturb(model: Any, seed: int = 5, scale: float = 0.3) -> None:
                 parameter.add_(scale * torch.randn_like(parameter))
 
 
-def make_adapter(folder: Path, base: Path, tuner: Tuner, seed: int = 5) -> Path:
-    """A saved adapter of a base, in a new folder."""
+def make_adapter(folder: Path, base: Path, tuner: Tuner, seed: int = 5, **trained_with: Any) -> Path:
+    """A saved adapter of a base, in a new folder, which records how it was trained."""
     model = load_model(load_config(base), base, torch.float32)
     model = tuner.apply(model)
     disturb(model, seed)
     folder.mkdir(parents=True)
-    described = {"base_model_name_or_path": str(base), "base_fingerprint": fingerprint(base)}
-    tuner.save(model, tuner.state(model), folder, {"family": load_config(base).family, **described})
+    described: dict[str, Any] = {"base_model_name_or_path": str(base), "base_fingerprint": fingerprint(base)}
+    described |= {"family": load_config(base).family, "trained_with": trained_with or None}
+    tuner.save(model, tuner.state(model), folder, described)
     return folder

@@ -48,7 +48,8 @@ class Talk:
         Raises:
             ConfigError: a conversation that the model's family cannot express, or a question that is too long.
         """
-        member, before = self.models[name], self.rounds[name] if self.history else []
+        member = self.models[name]
+        before = self.rounds[name] if self.history and member.takes_history else []
         question = self._question(name, text)
         seed = f"{self.sampling.seed}-{self.turn}"
         wanted = min(self.sampling.max_new_tokens, member.longest // 2)

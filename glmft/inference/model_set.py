@@ -11,7 +11,7 @@ from typing import Any
 from glmft.errors import ConfigError, GlmftError, nearest
 from glmft.inference.loading import Place, load, locate, warn_of_quantisation
 from glmft.inference.wearing import Adapter, Nothing, is_lora, is_shareable, load_wearable
-from glmft.settings.config import ModelSettings
+from glmft.settings.config import DataSettings, ModelSettings
 from glmft.settings.defaults import EMBEDDED, shipped
 
 
@@ -53,6 +53,16 @@ class Member:
     @property
     def tokenizer(self) -> Any:
         return self.base.tokenizer
+
+    @property
+    def trained(self) -> DataSettings:
+        """How it was trained, as far as that is recorded: its template, and what stands before every question."""
+        return self.place.trained_with or DataSettings()
+
+    @property
+    def takes_history(self) -> bool:
+        """Whether its template has words for more than one question."""
+        return self.trained.template == "default"
 
     @property
     def longest(self) -> int:
@@ -143,7 +153,7 @@ def str_of(path: str | None) -> str:
 def open_member(name: str, path: str, place: Place, bases: dict[Any, Base], settings: ModelSettings) -> Member:
     """One model; its base is taken from those that are there, or joins them."""
     common = {
-        "mode": settings.mode,
+        "mode": place.mode(settings.mode),
         "dtype": settings.dtype,
         "device": settings.device,
         "quantization_bit": settings.quantization_bit,

@@ -142,7 +142,7 @@ def new_reply(
     seed: str | None = None,
     stops: Sequence[str] = (),
 ) -> Reply:
-    """The answer to a conversation, still to be made.
+    """The answer to a conversation, still to be made; the prompt is as the model was trained.
 
     Args:
         messages: of `role` and `content`, as in `glmft.data.formats.Record`.
@@ -153,7 +153,9 @@ def new_reply(
         PromptTooLong: the model has no room for an answer to it.
     """
     try:
-        prompt = prompt_ids(member.tokenizer, messages)
+        prompt = prompt_ids(
+            member.tokenizer, with_prefix(messages, member.trained.source_prefix), member.trained.template
+        )
     except ValueError as error:
         raise ConfigError(f"{error}") from None
     if len(prompt) >= member.longest:
@@ -161,6 +163,14 @@ def new_reply(
             f"the conversation has {len(prompt)} tokens; {member.name} takes {member.longest} with the answer"
         )
     return Reply(member, prompt, settings, f"{settings.seed}-0" if seed is None else seed, stops)
+
+
+def with_prefix(messages: Sequence[Message], prefix: str) -> Sequence[Message]:
+    """A conversation whose last question begins as those of training did."""
+    *before, last = messages
+    if last["role"] != "user" or last["content"].startswith(prefix):
+        return messages
+    return [*before, {**last, "content": prefix + last["content"]}]
 
 
 def can_be_joined(one: Reply, other: Reply) -> bool:

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from adapters import TUNERS, make_adapter
 
 import glmft
 from glmft.errors import ConfigError
@@ -152,3 +153,17 @@ def test_a_batch_that_memory_does_not_hold_is_answered_one_by_one(models, monkey
     expected = made(models, *[reply_to(models, text) for text in "云川"])
     monkeypatch.setattr(type(member.base.model), "generate", small)
     assert made(models, *[reply_to(models, text) for text in "云川"]) == expected
+
+
+def test_a_prompt_is_as_the_model_was_trained(official_folders, tmp_path):
+    base = official_folders["glm3"]
+    plain = make_adapter(tmp_path / "plain", base, TUNERS["other-lora"], template="reference", source_prefix="问：")
+    models = open_models([base, plain], ModelSettings(dtype="fp32", device="cpu"))
+    model, tokenizer = glmft.load(plain, dtype="fp32", device="cpu")
+    expected = glmft.answer(model, tokenizer, ["云", "问：川"], max_new_tokens=12)
+    for text, answer in zip(["云", "问：川"], expected, strict=True):
+        reply = new_reply(models["plain"], [{"role": "user", "content": text}], SamplingSettings(max_new_tokens=12))
+        make(models, [reply])
+        assert reply.text == answer
+    assert not models["plain"].takes_history
+    assert models[base.name].takes_history
