@@ -39,6 +39,7 @@ setup(
         "tensorboard>=2.16",
         "matplotlib>=3.8",
         "PyYAML>=6",
+        "prompt_toolkit>=3",
     ],
     extras_require={
         "dev": [

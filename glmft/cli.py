@@ -5,6 +5,7 @@ The docstring of a command is its line in `glmft --help`.
 
 import contextlib
 import dataclasses
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ from glmft.errors import GlmftError, Stopped, Unforeseen, of_the_system, shown
 from glmft.settings.answers import PredictConfig, ScoreConfig
 from glmft.settings.compare import CompareConfig
 from glmft.settings.config import TrainConfig
-from glmft.settings.flags import parse_arguments, split_flags
+from glmft.settings.flags import Settings, parse_arguments, split_flags
+from glmft.settings.talk import ChatConfig, ServeConfig
 from glmft.settings.tools import ExportConfig, InspectConfig, MergeConfig, QuantizeConfig
 from glmft.settings.yaml_file import demo_arguments
 from glmft.training.signals import interruptible, stopped_line
@@ -121,6 +123,31 @@ def quantize(argv: Sequence[str], program: str) -> int:
     return 0
 
 
+def chat(argv: Sequence[str], program: str) -> int:
+    """talk with models in the terminal"""
+    config = with_paths(ChatConfig, argv, program)
+    from glmft.commands.chat import chat as run
+
+    return run(config)
+
+
+def serve(argv: Sequence[str], program: str) -> int:
+    """answer requests as OpenAI's API does"""
+    config = with_paths(ServeConfig, argv, program)
+    from glmft.commands.serve import serve as run
+
+    run(config)
+    return 0
+
+
+def with_paths(kind: type[Settings], argv: Sequence[str], program: str) -> Settings:
+    """Settings whose `paths` are the arguments before the first flag."""
+    paths = list(itertools.takewhile(lambda argument: not argument.startswith("-"), argv))
+    config = parse_arguments(kind, list(argv[len(paths) :]), program)
+    config.paths = paths
+    return config
+
+
 COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
     "train": train,
     "predict": predict,
@@ -130,6 +157,8 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
     "export": export,
     "quantize": quantize,
     "inspect": inspect,
+    "chat": chat,
+    "serve": serve,
 }
 
 

@@ -14,6 +14,7 @@ LEVELS = [
     {"models", "tokenizers", "data"},
     {"tuners"},
     {"inference"},
+    {"serving"},
     {"training"},
     {"engine"},
     {"commands"},

@@ -17,14 +17,14 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from glmft.settings.answers import DecodingSettings
+from glmft.settings.answers import SamplingSettings
 
 TOP_K = 50  # that of transformers, which the official chat() takes too
 CHAT = {"glm": {"temperature": 0.95, "top_p": 0.7}}  # of the official chat()
 CHAT_OF_OTHERS = {"temperature": 0.8, "top_p": 0.8}
 
 
-def sampling(settings: DecodingSettings, family: str) -> dict[str, Any]:
+def sampling(settings: SamplingSettings, family: str) -> dict[str, Any]:
     """Temperature, top_p and top_k: as given, else as the family's official chat() has them."""
     chosen = {**CHAT.get(family, CHAT_OF_OTHERS), "top_k": TOP_K}
     given = {name: value for name in chosen if (value := getattr(settings, name)) is not None}
@@ -50,17 +50,22 @@ class OwnDraws(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(-1, drawn, 0.0)
 
 
-def own_draws(settings: DecodingSettings, family: str, numbers: Sequence[int]) -> LogitsProcessorList:
+def own_draws(settings: SamplingSettings, family: str, numbers: Sequence[int]) -> LogitsProcessorList:
     """Processors after which the likeliest token is one drawn as the settings say.
 
     Args:
         numbers: of the rows' records.
     """
+    return draws_of(settings, family, [f"{settings.seed}-{number}" for number in numbers])
+
+
+def draws_of(settings: SamplingSettings, family: str, seeds: Sequence[str]) -> LogitsProcessorList:
+    """As `own_draws`, with the seed of each row in place of the settings'."""
     chosen = sampling(settings, family)
     processors = LogitsProcessorList([TemperatureLogitsWarper(float(chosen["temperature"]))])
     if chosen["top_k"]:
         processors.append(TopKLogitsWarper(chosen["top_k"]))
     if chosen["top_p"] < 1:
         processors.append(TopPLogitsWarper(chosen["top_p"]))
-    processors.append(OwnDraws([f"{settings.seed}-{number}" for number in numbers]))
+    processors.append(OwnDraws(seeds))
     return processors

@@ -10,13 +10,12 @@ SAMPLING = ("temperature", "top_p", "top_k")
 
 
 @dataclass
-class DecodingSettings:
-    """How an answer comes about."""
+class SamplingSettings:
+    """How an answer comes about, token by token."""
 
     title: ClassVar[str] = "decoding"
 
     max_new_tokens: int = setting(256, "longest answer, in tokens", at_least=1, at_most=LONG)
-    num_beams: int = setting(1, "beams; 1: none", at_least=1, at_most=1024)
     do_sample: bool = setting(False, "draw every token instead of taking the likeliest")
     temperature: float | None = setting(
         None, "with do_sample: what logits are divided by; none: as the family's chat() has it", more_than=0
@@ -30,6 +29,13 @@ class DecodingSettings:
     top_k: int | None = setting(None, "with do_sample: draw among this many tokens, 0: all; none: 50", at_least=0)
     repetition_penalty: float = setting(1.0, "divides the logits of tokens that stand there already", more_than=0)
     seed: int = setting(1234, "with do_sample: of the draws; every record has its own", at_least=0, at_most=2**31)
+
+
+@dataclass
+class DecodingSettings(SamplingSettings):
+    """How an answer comes about: token by token, or as the best of several beams."""
+
+    num_beams: int = setting(1, "beams; 1: none", at_least=1, at_most=1024)
 
 
 @dataclass

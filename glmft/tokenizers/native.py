@@ -100,7 +100,8 @@ class NativeTokenizer(PreTrainedTokenizerFast):
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of plain text alone: no special token is added, and none is read out of the text."""
-        self._tokenizer.encode_special_tokens = True
+        if not self._tokenizer.encode_special_tokens:  # a change is refused while another thread encodes
+            self._tokenizer.encode_special_tokens = True
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     # ------------------------------------------------------------------------------------------------ chats

@@ -172,8 +172,15 @@ class Lora(Tuner):
         return load_lora(model, folder)
 
 
-def load_lora(model: nn.Module, folder: Path) -> nn.Module:
+def load_lora(model: nn.Module, folder: Path, name: str = "default", peft_model: Any = None) -> Any:
     """Put a LoRA folder, ours or one that peft wrote, onto its base model.
+
+    Args:
+        name: of the adapter on that model.
+        peft_model: what peft made of the base for an adapter before, which stays.
+
+    Returns:
+        peft's model.
 
     Raises:
         ConfigError: its description says what it must not.
@@ -186,9 +193,12 @@ def load_lora(model: nn.Module, folder: Path) -> nn.Module:
     require_adapter(StoredTensors([file]), expected_lora(model, given, folder), folder)
     state = load_checked(file)
     require_finite(state.items(), folder)
-    model = get_peft_model(model, lora_config(given))
-    set_peft_model_state_dict(model, state)
-    return model
+    if peft_model is None:
+        peft_model = get_peft_model(model, lora_config(given), adapter_name=name)
+    else:
+        peft_model.add_adapter(name, lora_config(given))
+    set_peft_model_state_dict(peft_model, state, adapter_name=name)
+    return peft_model
 
 
 def expected_lora(model: nn.Module, given: dict[str, Any], folder: Path) -> dict[str, list[int]]:

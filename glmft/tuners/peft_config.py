@@ -140,3 +140,12 @@ def lora_config(given: dict[str, Any]) -> Any:
     known = {f.name for f in dataclasses.fields(LoraConfig)}
     taken = {key: given[key] for key in KEYS if key in given and key in known}
     return LoraConfig(task_type="CAUSAL_LM", inference_mode=True, **taken)
+
+
+def changes_base(given: dict[str, Any]) -> bool:
+    """Whether such an adapter trains the base's own biases, or starts by taking components out of the base's weights.
+
+    It cannot share its base with others, then.
+    """
+    start = given.get("init_lora_weights", True)
+    return given.get("bias", "none") != "none" or (isinstance(start, str) and start.startswith(("pissa", "olora")))
