@@ -62,7 +62,7 @@ def told(outcome: Outcome) -> str:
 
 
 def runs_of(config: CompareConfig) -> list[Run]:
-    """All runs, a tuner's seeds one after the other. Raises ConfigError with all that is wrong with their settings."""
+    """All runs, first those with the first seed. Raises ConfigError with all that is wrong with their settings."""
     problems = text_problems(config) + range_problems(config)
     if is_launched():
         problems.append("glmft compare starts its runs itself; start it without a launcher and name that by --launcher")
@@ -77,16 +77,20 @@ def runs_of(config: CompareConfig) -> list[Run]:
     problems += [f"--tuners: two are called {name}; rename one file" for name in twice]
     if problems or not recipes:
         raise ConfigError(problems or ["--tuners: names none"])
-    runs = []
+    named = []
     for name, flags in recipes:
         flags = [*flags, *config.train_flags]
         one, wrong = settings_of_run(name, flags)
         problems += wrong
-        for seed in range(one.seed, one.seed + config.num_seeds) if one else ():
-            folder = str(Path(config.output_dir) / f"{name}-seed-{seed}")
-            runs.append(Run(name, flags, dataclasses.replace(one, seed=seed, output_dir=folder)))
+        named.append((name, flags, one))
     if problems:
         raise ConfigError(dict.fromkeys(problems))
+    runs = []
+    for number in range(config.num_seeds):
+        for name, flags, one in named:
+            folder = Path(config.output_dir) / f"{name}-seed-{one.seed + number}"
+            of_run = dataclasses.replace(one, seed=one.seed + number, output_dir=str(folder))
+            runs.append(Run(name, flags, of_run))
     return runs
 
 
@@ -142,7 +146,10 @@ def scores_before(config: CompareConfig, first: TrainConfig, sets: dict[str, str
 def write(
     config: CompareConfig, runs: list[Run], outcomes: list[Outcome], before: dict[str, float], sets: dict[str, str]
 ) -> list[Row]:
-    """All files, after each run anew; the picture after the last. Raises CheckpointError if the disk is full."""
+    """All files, after each run anew; the picture, when all tuners have another seed.
+
+    Raises CheckpointError if the disk is full.
+    """
     folder = Path(config.output_dir)
     names = list(dict.fromkeys(outcome.run.tuner for outcome in outcomes))
     rows = [Row("the base, untrained", BASE, before)]
@@ -154,7 +161,7 @@ def write(
             aside.write_text(markdown(rows, metric, heading(config, runs, len(outcomes), sets)), encoding="utf-8")
         write_table(folder / "compare.csv", rows)
         write_runs(folder / "compare_runs.csv", outcomes)
-        if len(outcomes) == len(runs):
+        if len(outcomes) % len({run.tuner for run in runs}) == 0:
             draw(folder / "compare.png", rows, metric)
     return rows
 

@@ -60,7 +60,7 @@ def run(world, **changes):
 
 def test_each_tuner_has_a_row_with_mean_and_spread_and_what_is_forgotten(world, tmp_path):
     rows = {row.name: row for row in run(world, tuners="lora,ptuning")}
-    assert world[1] == ["lora-seed-1234", "lora-seed-1235", "ptuning-seed-1234", "ptuning-seed-1235"]
+    assert world[1] == ["lora-seed-1234", "ptuning-seed-1234", "lora-seed-1235", "ptuning-seed-1235"]
     lora = rows["lora"]
     assert lora.means["test/f1"] == pytest.approx((0.01 + 0.11) / 2)
     assert lora.spreads["test/f1"] == pytest.approx(0.1 / 2**0.5)
@@ -76,8 +76,8 @@ def test_each_tuner_has_a_row_with_mean_and_spread_and_what_is_forgotten(world, 
     each = list(csv.DictReader((tmp_path / "out" / "compare_runs.csv").open(encoding="utf-8")))
     assert [(row["tuner"], row["seed"]) for row in each] == [
         ("lora", "1234"),
-        ("lora", "1235"),
         ("ptuning", "1234"),
+        ("lora", "1235"),
         ("ptuning", "1235"),
     ]
     assert (tmp_path / "out" / "compare.png").read_bytes().startswith(PNG)
@@ -86,7 +86,7 @@ def test_each_tuner_has_a_row_with_mean_and_spread_and_what_is_forgotten(world, 
 def test_a_finished_run_is_not_run_again_and_more_can_be_added(world):
     run(world, tuners="lora", num_seeds=1)
     run(world, tuners="lora,ptuning")
-    assert world[1] == ["lora-seed-1234", "lora-seed-1235", "ptuning-seed-1234", "ptuning-seed-1235"]
+    assert world[1] == ["lora-seed-1234", "ptuning-seed-1234", "lora-seed-1235", "ptuning-seed-1235"]
 
 
 def test_a_run_that_fails_leaves_its_row_with_the_reason(world, tmp_path):
@@ -145,8 +145,8 @@ def test_flags_of_training_go_to_every_run_and_those_of_a_file_come_before_them(
     runs = compare.runs_of(config)
     assert [(r.tuner, r.config.train_type, r.config.seed, r.config.max_steps) for r in runs] == [
         ("wide", "lora", 7, 5),
-        ("wide", "lora", 8, 5),
         ("prompt", "prompt", 7, 5),
+        ("wide", "lora", 8, 5),
         ("prompt", "prompt", 8, 5),
     ]
     assert runs[0].config.lora_dim == 32
