@@ -12,6 +12,7 @@ from glmft.data.templates import answer_text
 from glmft.dist import gathered, whole_shape
 from glmft.errors import one_line, shortened
 from glmft.inference.generation import generate
+from glmft.settings.answers import DecodingSettings
 from glmft.training.evaluation import split_row
 from glmft.training.job import Job, autocast
 from glmft.training.state import TrainerState
@@ -68,7 +69,8 @@ def first_answer(engine: Any, job: Job) -> str | None:
     prompt, _ = split_row(first_document(job.rows.examples[0]), job.tokenizer)
     engine.eval()
     with autocast(job.world):
-        [ids] = generate(engine.module, job.tokenizer, [prompt], FEW_TOKENS, synced=job.world.size > 1)
+        few = DecodingSettings(max_new_tokens=FEW_TOKENS)
+        [ids] = generate(engine.module, job.tokenizer, [prompt], few, synced=job.world.size > 1)
     engine.train()
     return answer_text(job.tokenizer, ids)
 
