@@ -162,16 +162,21 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
     if config.save_best == "f1" and not has_triples(job):
         raise ConfigError("--save_best f1: the validation rows have no triples a_b_c to score; name another metric")
     messages += [model_config.rope_line] if model_config.rope_line else []
-    messages += rows.lines
-    if config.val_path:
-        messages += [shortfall.line.replace("data:", "validation:") for shortfall in validation.shortfalls]
-    built_for = getattr(model_config, "max_position_embeddings", None)
-    messages += beyond_the_model(config, rows.lengths, model_config.family, built_for)
-    heaviest = sum(rows.lengths[i] for i in plan.heaviest(rows.lengths, 0, plan.steps_per_epoch))
-    messages.append(f"data: no padding is computed; the first epoch's largest micro-batch holds {heaviest:,} tokens")
+    messages += data_lines(job, model_config)
     if config.show_first_record:
         messages.append(token_table(rows.examples[0], tokenizer))
     return Prepared(job, model_config, trained, messages)
+
+
+def data_lines(job: Any, model_config: Any) -> list[str]:
+    """What became of the records, and how long rows are."""
+    config, rows, plan, lines = job.config, job.rows, job.plan, [*job.rows.lines]
+    if config.val_path:
+        lines += [shortfall.line.replace("data:", "validation:") for shortfall in job.validation.shortfalls]
+    built_for = getattr(model_config, "max_position_embeddings", None)
+    lines += beyond_the_model(config, rows.lengths, model_config.family, built_for)
+    heaviest = sum(rows.lengths[i] for i in plan.heaviest(rows.lengths, 0, plan.steps_per_epoch))
+    return [*lines, f"data: no padding is computed; the first epoch's largest micro-batch holds {heaviest:,} tokens"]
 
 
 def fitting_tuner(config: TrainConfig, model: Any, zero_stage: int) -> tuple[Any, dict[str, list[int]]]:
