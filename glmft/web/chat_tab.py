@@ -1,0 +1,3 @@
+import gradio as gr
+def chat_tab(page, site, say):
+    gr.HTML("soon")
