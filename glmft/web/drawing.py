@@ -58,8 +58,11 @@ def record(place: str, tokens: Sequence[TokenRow], more: int, say: Say) -> str:
     )
 
 
-def legend(say: Say) -> str:
-    kinds = {"legend_learned": " g-learned", "legend_context": "", "legend_special": " g-special"}
+LEARNED_LEGEND = {"legend_learned": " g-learned", "legend_context": "", "legend_special": " g-special"}
+
+
+def legend(say: Say, kinds: dict[str, str] = LEARNED_LEGEND) -> str:
+    """What the colours mean: names of words, and the classes of their chips."""
     chips = "".join(f'<span class="g-token{kind}">{escape(say(name))}</span>' for name, kind in kinds.items())
     return f'<div class="g-legend">{chips}</div>'
 
@@ -124,3 +127,8 @@ def answered(fields: dict[str, str], say: Say) -> str:
 
 def preformatted(text: str) -> str:
     return f'<pre class="g-pre">{escape(text)}</pre>'
+
+
+def plain(text: str) -> str:
+    """A text as it is."""
+    return escape(text)

@@ -17,7 +17,7 @@ def predictions_tab(page: gr.Blocks, site: Site, say: Say) -> tuple[Any, Any]:
     names = predictions_in(site.runs)
     with gr.Row(elem_classes="g-controls"):
         chosen = gr.Dropdown(names, value=names[0] if names else None, label=say("prediction_folder"), scale=5)
-        again = gr.Button(say("refresh"), scale=1, min_width=140)
+        again = gr.Button(say("refresh"), scale=0, min_width=150, size="md")
     about = gr.HTML(elem_id="predictions-about")
     table = gr.Dataframe(
         elem_id="predictions", interactive=False, wrap=True, max_chars=LONGEST_CELL, max_height=560, type="array",

@@ -9,11 +9,15 @@ from glmft.commands.rows import learned_rows
 from glmft.data.dataset import Rows
 from glmft.data.show import TokenRow, token_rows
 from glmft.errors import ConfigError
+from glmft.family import ADAPTER_JSON
+from glmft.reading import is_file
 from glmft.settings.checks import length_problems, range_problems
 from glmft.settings.config import InspectConfig
 from glmft.settings.sources import ENDINGS, Source
+from glmft.training.set_aside import RUN_CONFIG
 from glmft.web.places import Root
 
+NO_DATA = ("config.json", "tokenizer_config.json", "adapter_config.json", ADAPTER_JSON, RUN_CONFIG)
 MOST_REASONS, MOST_TOKENS = 20, 4096  # that are shown
 Bin = tuple[int, int, int]  # shortest, longest, rows
 
@@ -46,11 +50,16 @@ def data_files(roots: Sequence[Root]) -> dict[str, tuple[Root, str]]:
     """The files of records that the page offers, by the names that it shows."""
     offered: dict[str, tuple[Root, str]] = {}
     for root in roots:
-        names = [root.path.name] if root.path.is_file() else root.listed(lambda path: path.name.endswith(ENDINGS))
+        names = [root.path.name] if root.path.is_file() else sorted(root.listed(is_data))
         for name in names:
             shown = name if name not in offered else f"{root.path.name}/{name}"
             offered.setdefault(shown, (root, name))
     return offered
+
+
+def is_data(path: Path) -> bool:
+    """Whether a file may hold records: by its name, and as it lies in no folder of a model or a run."""
+    return path.name.endswith(ENDINGS) and not any(is_file(path.with_name(name)) for name in NO_DATA)
 
 
 def chosen_file(roots: Sequence[Root], name: str | None) -> Path:

@@ -26,25 +26,20 @@ def run_tab(page: gr.Blocks, site: Site, say: Say) -> tuple[Any, Any]:
     names = runs_in(site.runs)
     with gr.Row(elem_classes="g-controls"):
         chosen = gr.Dropdown(names, value=names[0] if names else None, label=say("run_folder"), scale=5)
-        again = gr.Button(say("refresh"), scale=1, min_width=140)
+        again = gr.Button(say("refresh"), scale=0, min_width=150, size="md")
     state = gr.HTML(elem_id="run-state")
 
     def plot(title: str, *, coloured: bool = False, **more: Any) -> gr.LinePlot:
         return gr.LinePlot(
-            x="step", y="value", color="kind" if coloured else None, title=say(title), height=230,
+            x="step", y="value", color="kind" if coloured else None, title=say(title), height=230, min_width=300,
             x_title=say("optimizer_step"), y_title=" ", color_title=" ", **more,
         )  # fmt: skip
 
     with gr.Row():
-        with gr.Column(min_width=320):
-            loss = plot("loss", coloured=True)
-        with gr.Column(min_width=320):
-            scores = plot("scores", coloured=True)
+        loss = plot("loss", coloured=True)
+        scores = plot("scores", coloured=True, visible=False)
     with gr.Row():
-        singles = []
-        for name in SINGLE:
-            with gr.Column(min_width=260):
-                singles.append(plot(name))
+        singles = [plot(name) for name in SINGLE]
     with gr.Row():
         with gr.Column(min_width=320):
             trained = gr.HTML(elem_id="trained")
@@ -78,7 +73,8 @@ def run_tab(page: gr.Blocks, site: Site, say: Say) -> tuple[Any, Any]:
 def pieces(run: Run, say: Say) -> list[Any]:
     """A run as the components of the tab show it, in their order."""
     both = frame(run, {"loss": say("training"), "eval_loss": say("validation")})
-    scores = frame(run, {name: name.removeprefix("eval_") for name in run.validation})
+    scores = frame(run, {name: name for name in run.scores})
+    scores.loc[scores.kind == "f1", "value"] *= 100  # the others are in percent
     steps = ", ".join(map(str, run.checkpoints)) or "–"
     text = run.trained.strip() or say("not_told")
     trained = f'<h3 class="g-title">{say("what_trains")}</h3>{drawing.preformatted(text)}'
@@ -87,7 +83,7 @@ def pieces(run: Run, say: Say) -> list[Any]:
     return [
         drawing.run_summary(run, say) + ("" if run.curves else drawing.note(say("no_curves"))),
         both,
-        scores if len(scores) else None,
+        gr.LinePlot(scores, visible=bool(run.scores)),
         *(frame(run, {name: name}) for name in SINGLE),
         trained,
         f'<h3 class="g-title">{say("run_settings")}</h3>{settings}',

@@ -18,7 +18,6 @@ from glmft.web.places import Root
 
 MOST_TEXT = 1 << 20
 MOST_POINTS = 600  # of a curve: more than a screen has room for
-CURVES = ("loss", "learning_rate", "grad_norm", "tokens_per_second")
 Point = tuple[int, float]
 
 
@@ -28,6 +27,7 @@ class Run:
     Args:
         state: `running`, `finished`, or `stopped` before its end.
         curves: (optimizer step, value) of each figure in metrics.jsonl.
+        scores: figures of validation rows, but for their loss.
         step, total: optimizer steps done and planned; 0 where the folder does not tell.
         trained: what trains, as the run printed it.
         settings: in the order in which the run has them.
@@ -37,16 +37,12 @@ class Run:
     name: str
     state: str
     curves: dict[str, list[Point]]
+    scores: list[str] = field(default_factory=list)
     step: int = 0
     total: int = 0
     trained: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     checkpoints: list[int] = field(default_factory=list)
-
-    @property
-    def validation(self) -> list[str]:
-        """Figures of validation rows, but for their loss."""
-        return [name for name in self.curves if name.startswith("eval_") and name != "eval_loss"]
 
     def last(self, name: str) -> float | None:
         """The newest value of a figure."""
@@ -76,13 +72,16 @@ def read_run(root: Root, name: str) -> Run:
     """What a run folder tells. Raises ConfigError if it is none, or outside of `root`."""
     folder = root.inside(name)
     settings = read_json(root.inside(name, RUN_CONFIG))
-    curves = curves_of(read_metrics(root.inside(name, METRICS)))
+    lines = read_metrics(root.inside(name, METRICS))
+    curves = curves_of(lines)
+    of_validation = {key for line in lines if "eval_loss" in line for key in line} - {"eval_loss"}
     results = is_file(root.inside(name, RESULTS))
     running, steps = is_owned(folder), sorted(checkpoints(folder))
     return Run(
         name,
         "running" if running else "finished" if results else "stopped",
         curves,
+        [key for key in curves if key in of_validation],
         max((points[-1][0] for points in curves.values()), default=0),
         _planned_steps(root, name, settings, steps),
         _text_if_there(root.inside(name, TRAINED)),
