@@ -97,7 +97,7 @@ def begin(job: Job, state: TrainerState) -> None:
 
 
 def write_settings(job: Job) -> None:
-    """What the run is, into its folder: resolved settings and DeepSpeed configuration, what trains, what was left out."""
+    """What the run is, into its folder: settings, DeepSpeed configuration, what trains, records that were left out."""
     with new_file(job.folder / RUN_CONFIG) as aside:
         aside.write_text(to_json(job.config) + "\n", encoding="utf-8")
     write_json(job.folder / "ds_config.json", job.ds_config)

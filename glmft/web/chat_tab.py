@@ -48,9 +48,7 @@ class ChatTab:
                 max_length=self.site.longest_message, autofocus=True, container=False,
             )  # fmt: skip
             self.send = gr.Button(say("send"), variant="primary", scale=1, min_width=90, elem_id="send")
-            self.halt = gr.Button(
-                say("stop"), variant="stop", scale=1, min_width=90, visible=False, elem_id="stop"
-            )
+            self.halt = gr.Button(say("stop"), variant="stop", scale=1, min_width=90, visible=False, elem_id="stop")
         with gr.Row():
             self.retry = gr.Button(say("retry"), size="sm", min_width=90, elem_id="retry")
             self.undo = gr.Button(say("undo"), size="sm", min_width=90, elem_id="undo")
@@ -107,7 +105,9 @@ class ChatTab:
 
     # ------------------------------------------------------------------------------------------------ what happens
 
-    def on_send(self, request: gr.Request, text: str, role: str, talk: Conversation | None, *how: Any) -> Iterator[list]:
+    def on_send(
+        self, request: gr.Request, text: str, role: str, talk: Conversation | None, *how: Any
+    ) -> Iterator[list]:
         talk = talk or Conversation()
         try:
             if not text.strip():
@@ -171,8 +171,8 @@ class ChatTab:
         return text.strip()
 
     def _answers(
-        self, talk: Conversation, number: int, request: gr.Request, chosen: list[str], system: str | None, tools: str | None,
-        *sampling: Any, text: str | None = None,
+        self, talk: Conversation, number: int, request: gr.Request, chosen: list[str], system: str | None,
+        tools: str | None, *sampling: Any, text: str | None = None,
     ) -> Iterator[list]:  # fmt: skip
         """The chosen models' answers to a turn, one model after the other, as they share their weights."""
         turn, stop = talk.turns[number], threading.Event()

@@ -57,7 +57,9 @@ class Conversation:
         """What a model is asked in a turn: what came before with its own answers, failed ones left out."""
         messages: list[Message] = []
         if system or tools:
-            messages.append({"role": "system"} | ({"tools": tools} if tools else {}) | ({"content": system} if system else {}))
+            messages.append(
+                {"role": "system"} | ({"tools": tools} if tools else {}) | ({"content": system} if system else {})
+            )
         for turn in self.turns[:number]:
             answer = turn.answers.get(model)
             if answer is not None and answer.messages:

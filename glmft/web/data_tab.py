@@ -82,9 +82,16 @@ def data_tab(page: gr.Blocks, site: Site, say: Say) -> None:
     inputs, outputs = [file, number, model, template, loss_on, max_len, max_src_len], [report, plot, record]
     gr.on(
         [page.load, file.change, model.change, template.change, loss_on.change],
-        show, inputs, outputs, api_visibility="private",
+        show,
+        inputs,
+        outputs,
+        api_visibility="private",
     )
     gr.on(
         [number.submit, number.blur, number.input, max_len.submit, max_len.blur, max_src_len.submit, max_src_len.blur],
-        show, inputs, outputs, api_visibility="private", show_progress="hidden",
+        show,
+        inputs,
+        outputs,
+        api_visibility="private",
+        show_progress="hidden",
     )

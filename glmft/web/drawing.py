@@ -50,7 +50,7 @@ def token_table(tokens: Sequence[TokenRow], say: Say) -> str:
 def record(place: str, tokens: Sequence[TokenRow], more: int, say: Say) -> str:
     """One row of a data file: a line about it, a legend, the tokens as a text and, on demand, as a table."""
     learned = sum(token.is_learned for token in tokens)
-    about = f"{place}: {len(tokens) + more} {say('tokens')}, {learned} {say('with_label')}"
+    about = f"{place.rpartition('/')[2]}: {len(tokens) + more} {say('tokens')}, {learned} {say('with_label')}"
     return (
         f'<p class="g-about">{escape(about)}</p>{legend(say)}{flow(tokens)}'
         + note(say("more_tokens").format(more) if more else "")

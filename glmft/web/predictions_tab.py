@@ -43,7 +43,11 @@ def predictions_tab(page: gr.Blocks, site: Site, say: Say) -> tuple[Any, Any]:
         return head + drawing.note(" ".join(notes)), sheet(predictions, say), "", predictions
 
     def open_row(predictions: Predictions | None, event: gr.SelectData) -> str:
-        row = next((r for r in predictions.rows if str(r.number) == str(event.row_value[0])), None) if predictions else None
+        row = (
+            next((r for r in predictions.rows if str(r.number) == str(event.row_value[0])), None)
+            if predictions
+            else None
+        )
         if row is None:
             return ""
         texts = {say("question_column"): row.question, say("label"): row.label, say("answer"): row.answer}

@@ -122,7 +122,10 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "question_column": ("Question", "问题"),
     "number": ("#", "#"),
-    "click_row": ("Click a row to read it whole; click a score's name to sort by it.", "点击一行可看全文；点击得分名称可排序。"),
+    "click_row": (
+        "Click a row to read it whole; click a score's name to sort by it.",
+        "点击一行可看全文；点击得分名称可排序。",
+    ),
     "first_rows": ("The first {} records are shown.", "只显示前 {} 条记录。"),
     "questions_from": ("The questions are those of {}.", "问题取自 {}。"),
     "no_questions": (
