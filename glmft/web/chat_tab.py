@@ -1,9 +1,8 @@
 """The tab of the chat: one question, the chosen models' answers side by side, word by word."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -92,10 +91,10 @@ class ChatTab:
         gr.on([self.send.click, self.text.submit], self.on_send, [self.text, self.role, *how], out, **QUIET)
         self.retry.click(self.on_retry, how, out, **QUIET)
         for name, box in zip(self.names, self.boxes, strict=True):
-            box.edit(partial(self.on_edit, name), how, out, **QUIET)
+            box.edit(self.editing(name), how, out, **QUIET)
         self.undo.click(self.on_undo, self.conversation, out, **QUIET)
         # A box's own bin empties the whole conversation: it is one.
-        gr.on([self.clear.click, *(box.clear for box in self.boxes)], lambda: self._state(None), None, out, **QUIET)
+        gr.on([self.clear.click, *(box.clear for box in self.boxes)], self.on_clear, self.conversation, out, **QUIET)
         self.halt.click(self.on_stop, None, None, queue=False, **QUIET)
         self.chosen.change(
             lambda chosen: [gr.Chatbot(visible=name in chosen) for name in self.names], self.chosen, self.boxes, **QUIET
@@ -105,9 +104,13 @@ class ChatTab:
 
     # ------------------------------------------------------------------------------------------------ what happens
 
-    def on_send(
-        self, request: gr.Request, text: str, role: str, talk: Conversation | None, *how: Any
-    ) -> Iterator[list]:
+    def is_busy(self, request: gr.Request) -> bool:
+        return request.session_hash in self.site.stops
+
+    def on_send(self, request: gr.Request, text: str, role: str, talk: Conversation | None, *how: Any) -> Iterator:
+        if self.is_busy(request):
+            yield self._refusal()
+            return
         talk = talk or Conversation()
         try:
             if not text.strip():
@@ -118,31 +121,44 @@ class ChatTab:
             return
         yield from self._answers(talk, number, request, *how, text="")
 
-    def on_retry(self, request: gr.Request, talk: Conversation | None, *how: Any) -> Iterator[list]:
-        if not talk or not talk.turns:
+    def on_retry(self, request: gr.Request, talk: Conversation | None, *how: Any) -> Iterator:
+        if self.is_busy(request):
+            yield self._refusal()
+        elif not talk or not talk.turns:
             yield self._state(talk, self.say("nothing_yet"))
-            return
-        yield from self._answers(talk, len(talk.turns) - 1, request, *how)
+        else:
+            yield from self._answers(talk, len(talk.turns) - 1, request, *how)
 
-    def on_edit(
-        self, name: str, event: gr.EditData, request: gr.Request, talk: Conversation | None, *how: Any
-    ) -> Iterator[list]:
-        try:
-            place = event.index[0] if isinstance(event.index, list | tuple) else event.index
-            number = talk.turns_of(name)[place // 2]
-            talk.change(number, self._checked(str(event.value)))
-        except (AttributeError, IndexError, TypeError):
-            yield self._state(talk, self.say("nothing_yet"))
-            return
-        except Exception as error:
-            yield self._state(talk, sentence(error, self.say))
-            return
-        yield from self._answers(talk, number, request, *how)
+    def editing(self, name: str) -> Callable[..., Iterator]:
+        """What happens when a question is changed in a model's box: all chosen models answer the new one."""
 
-    def on_undo(self, talk: Conversation | None) -> list:
+        def on_edit(event: gr.EditData, request: gr.Request, talk: Conversation | None, *how: Any) -> Iterator:
+            if self.is_busy(request):
+                yield self._refusal()
+                return
+            try:
+                place = event.index[0] if isinstance(event.index, list | tuple) else event.index
+                number = talk.turns_of(name)[place // 2]
+                talk.change(number, self._checked(drawing.from_markdown(str(event.value))))
+            except (AttributeError, IndexError, TypeError):
+                yield self._state(talk, self.say("nothing_yet"))
+                return
+            except Exception as error:
+                yield self._state(talk, sentence(error, self.say))
+                return
+            yield from self._answers(talk, number, request, *how)
+
+        return on_edit
+
+    def on_undo(self, request: gr.Request, talk: Conversation | None) -> list:
         """Take the last question back into the box."""
+        if self.is_busy(request):
+            return self._refusal()
         last = talk.turns.pop() if talk and talk.turns else None
         return self._state(talk, text=last.text if last else None)
+
+    def on_clear(self, request: gr.Request, talk: Conversation | None) -> list:
+        return self._state(talk, self.say("busy")) if self.is_busy(request) else self._state(None)
 
     def on_stop(self, request: gr.Request) -> None:
         event = self.site.stops.get(request.session_hash)
@@ -220,6 +236,10 @@ class ChatTab:
             raise ConfigError(problems)
         return settings
 
+    def _refusal(self) -> list:
+        """Nothing changes while an answer is made, but for a sentence."""
+        return [gr.skip(), *[gr.skip()] * len(self.boxes), drawing.note(self.say("busy"), "bad"), *[gr.skip()] * 3]
+
     def _state(self, talk: Conversation | None, problem: str = "", text: str | None = None, busy: bool = False) -> list:
         """All components of the tab, in their order."""
         boxes = [self._shown(talk, name) for name in self.names]
@@ -233,16 +253,17 @@ class ChatTab:
         for number in talk.turns_of(name) if talk else []:
             turn = talk.turns[number]
             answer = turn.answers[name]
-            messages.append({"role": "user", "content": turn.text})
+            messages.append({"role": "user", "content": drawing.as_markdown(turn.text)})
             messages.append({"role": "assistant", "content": self._text_of(answer)})
         return messages
 
     def _text_of(self, answer: Answer) -> str:
         if answer.problem:
-            return f"⚠ {answer.problem}"
-        ended = answer.reason is not None
-        note = f"\n\n*{self.say('stopped_note')}*" if answer.reason == "cancelled" else ""
-        return (answer.text or (f"*{self.say('empty_answer')}*" if ended and not note else "" if ended else "…")) + note
+            return f"⚠ {drawing.as_markdown(answer.problem)}"
+        stopped = f"*{self.say('stopped_note')}*" if answer.reason == "cancelled" else ""
+        empty = "" if stopped else "…" if answer.reason is None else f"*{self.say('empty_answer')}*"
+        text = drawing.as_markdown(answer.text) or empty
+        return "\n\n".join(part for part in (text, stopped) if part)
 
 
 def chat_tab(page: gr.Blocks, site: Site, say: Say) -> None:

@@ -46,8 +46,10 @@ def data_tab(page: gr.Blocks, site: Site, say: Say) -> None:
         return
     defaults = InspectConfig()
     with gr.Row(elem_classes="g-controls"):
-        file = gr.Dropdown(names, value=names[0], label=say("file"), scale=3, filterable=True)
-        number = gr.Number(0, label=say("record"), precision=0, minimum=0, scale=1, min_width=120)
+        file = gr.Dropdown(names, value=names[0], label=say("file"), scale=3, elem_id="data-file")
+        number = gr.Number(
+            0, elem_id="data-record", label=say("record"), precision=0, minimum=0, scale=1, min_width=120
+        )
         model = gr.Dropdown(models, value=models[0], label=say("tokenizer_of"), scale=2, visible=len(models) > 1)
     with gr.Row(elem_classes="g-controls"):
         template = gr.Dropdown(list(TEMPLATES), value="default", label=say("template"), min_width=140)

@@ -1,7 +1,8 @@
 """Pieces of the page as HTML; every text that comes from a file or a model is escaped here."""
 
-from collections.abc import Iterable, Sequence
-from html import escape
+import re
+from collections.abc import Callable, Iterable, Sequence
+from html import escape, unescape
 from typing import Any
 
 from glmft.data.show import TokenRow
@@ -132,3 +133,20 @@ def preformatted(text: str) -> str:
 def plain(text: str) -> str:
     """A text as it is."""
     return escape(text)
+
+
+CODE = re.compile(r"(```.*?(?:```|$)|`[^`\n]*`)", re.DOTALL)
+
+
+def as_markdown(text: str) -> str:
+    """A text for the chat, which shows Markdown: what looks like HTML or a picture is shown as it was written."""
+    return _outside_code(text, lambda part: escape(part, quote=False).replace("![", "!\\["))
+
+
+def from_markdown(text: str) -> str:
+    """What `as_markdown` made such a text of."""
+    return _outside_code(text, lambda part: unescape(part.replace("!\\[", "![")))
+
+
+def _outside_code(text: str, change: Callable[[str], str]) -> str:
+    return "".join(part if i % 2 else change(part) for i, part in enumerate(CODE.split(text)))

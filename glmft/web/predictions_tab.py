@@ -16,7 +16,13 @@ def predictions_tab(page: gr.Blocks, site: Site, say: Say) -> tuple[Any, Any]:
     """Lay the tab out; the function that looks for predictions anew, and what it fills."""
     names = predictions_in(site.runs)
     with gr.Row(elem_classes="g-controls"):
-        chosen = gr.Dropdown(names, value=names[0] if names else None, label=say("prediction_folder"), scale=5)
+        chosen = gr.Dropdown(
+            names,
+            value=names[0] if names else None,
+            label=say("prediction_folder"),
+            scale=5,
+            elem_id="prediction-folder",
+        )
         again = gr.Button(say("refresh"), scale=0, min_width=150, size="md")
     about = gr.HTML(elem_id="predictions-about")
     table = gr.Dataframe(

@@ -25,8 +25,10 @@ def run_tab(page: gr.Blocks, site: Site, say: Say) -> tuple[Any, Any]:
     """Lay the tab out; the function that looks for runs anew, and what it fills."""
     names = runs_in(site.runs)
     with gr.Row(elem_classes="g-controls"):
-        chosen = gr.Dropdown(names, value=names[0] if names else None, label=say("run_folder"), scale=5)
-        again = gr.Button(say("refresh"), scale=0, min_width=150, size="md")
+        chosen = gr.Dropdown(
+            names, value=names[0] if names else None, label=say("run_folder"), scale=5, elem_id="run-folder"
+        )
+        again = gr.Button(say("refresh"), scale=0, min_width=150, size="md", elem_id="run-refresh")
     state = gr.HTML(elem_id="run-state")
 
     def plot(title: str, *, coloured: bool = False, **more: Any) -> gr.LinePlot:

@@ -55,6 +55,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "stopped_note": ("(stopped)", "（已停止）"),
     "tools_bad": ("The tools are no JSON list of functions: ", "工具不是由函数组成的 JSON 列表："),
     "waiting": ("waiting for its turn …", "正在排队……"),
+    "busy": ("An answer is still being made; stop it first.", "回答尚未完成，请先停止。"),
     "too_long": ("The message is longer than {} characters.", "消息超过 {} 个字符。"),
     "nothing_yet": ("Nothing has been answered yet.", "还没有任何回答。"),
     "prompt": ("prompt", "提示"),
