@@ -73,7 +73,7 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != headers.get("host", ""):
             return 403, "this page answers no other site", {}
-        if not OWN_ROUTES.fullmatch(path) or ".." in path:
+        if not OWN_ROUTES.fullmatch(path) or ".." in path or "//" in path:
             return 404, "there is no such page", {}
         if method not in ("GET", "HEAD", "POST"):
             return 405, "GET and POST are all there is", {"Allow": "GET, HEAD, POST"}
