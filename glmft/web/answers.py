@@ -1,23 +1,24 @@
 """Predictions as a table: question, label, answer and the scores of every record."""
 
 import contextlib
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from glmft.data.dataset import read_all
-from glmft.errors import ConfigError, GlmftError
+from glmft.commands.predictions import PREDICTIONS, RESULTS
+from glmft.data.answers import Answer, read_answers
+from glmft.data.stream import stream_records
+from glmft.errors import GlmftError
 from glmft.inference.metrics import text_score, triple_lines, triple_score
-from glmft.reading import open_regular, parse_json, read_json_if_there
+from glmft.reading import read_json_if_there
 from glmft.settings.config import DataSettings
 from glmft.settings.sources import Source
 from glmft.web.places import Root
 
-PREDICTIONS, RESULTS = "generated_predictions.txt", "predict_results.json"
 MOST_ROWS = 1000  # that are scored and shown
-LONGEST_LINE, LARGEST_DATA = 1 << 20, 16 << 20  # bytes
+LARGEST_DATA = 16 << 20  # bytes of a file that is looked through for questions
 
 
 @dataclass(frozen=True)
@@ -56,23 +57,24 @@ def predictions_in(root: Root) -> list[str]:
 
 
 def read_predictions(root: Root, name: str) -> Predictions:
-    """The answers in a folder, each with its scores. Raises ConfigError."""
-    lines, is_cut = _lines(root.inside(name, PREDICTIONS))
-    has_triples = any(triple_lines(label) for _, label, _ in lines)
+    """The answers in a folder, each with its scores. Raises ConfigError, DataError."""
+    read = list(islice(read_answers(root.inside(name, PREDICTIONS)), MOST_ROWS + 1))
+    has_triples = any(triple_lines(answer.label) for answer in read)
     rows = [
-        Answered(i, question, label, answer, scores_of(answer, label, has_triples))
-        for i, (question, label, answer) in enumerate(lines)
+        Answered(i, answer.question, answer.label, answer.prediction, scores_of(answer, has_triples))
+        for i, answer in enumerate(read[:MOST_ROWS])
     ]
     means: dict[str, float] = {}
     with contextlib.suppress(GlmftError):
         means = _numbers(read_json_if_there(root.inside(name, RESULTS)))
-    return Predictions(rows, means, is_cut)
+    return Predictions(rows, means, len(read) > MOST_ROWS)
 
 
-def scores_of(answer: str, label: str, has_triples: bool) -> dict[str, float]:
+def scores_of(answer: Answer, has_triples: bool) -> dict[str, float]:
     """In percent: F1 of triples where the file has any, then the scores of texts."""
-    triples = {"f1": 100 * triple_score(answer, label)[2]} if has_triples else {}
-    return {name: round(value, 2) for name, value in {**triples, **text_score(answer, label)}.items()}
+    triples = {"f1": 100 * triple_score(answer.prediction, answer.label)[2]} if has_triples else {}
+    scores = {**triples, **text_score(answer.prediction, answer.label)}
+    return {name: round(value, 2) for name, value in scores.items()}
 
 
 def _numbers(results: dict[str, Any]) -> dict[str, float]:
@@ -84,46 +86,28 @@ def _numbers(results: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _lines(path: Path) -> tuple[list[tuple[str, str, str]], bool]:
-    """(question, label, answer) of the first lines, and whether there are more."""
-    rows: list[tuple[str, str, str]] = []
-    try:
-        with open_regular(path) as raw, io.BufferedReader(raw) as file:
-            for line in iter(lambda: file.readline(LONGEST_LINE + 1), b""):
-                if len(rows) == MOST_ROWS:
-                    return rows, True
-                rows.append(_row(line, f"{path.name}:{len(rows) + 1}"))
-    except OSError as error:
-        raise ConfigError(f"{path.name}: cannot be read ({error.strerror or error})") from None
-    return rows, False
-
-
-def _row(line: bytes, place: str) -> tuple[str, str, str]:
-    try:
-        value = parse_json(line.decode("utf-8"))
-        label, answer = value["labels"], value["predict"]
-    except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{place}: is no JSON object with labels and predict") from None
-    question = next((value[key] for key in ("question", "prompt", "input") if isinstance(value.get(key), str)), "")
-    return question, str(label), str(answer)
-
-
 def with_questions(predictions: Predictions, files: Sequence[Path]) -> tuple[Predictions, Path | None]:
     """The questions, of the first file whose records begin with the same labels; also that file, None: there is none.
 
     Predictions are written without their questions, as the official scripts write them.
     """
-    labels = [row.label for row in predictions.rows]
-    for path in files if labels else ():
-        if not path.is_file() or path.stat().st_size > LARGEST_DATA:
-            continue
-        with contextlib.suppress(GlmftError):
-            records, _ = read_all([Source((path,), None)], DataSettings(on_bad_record="skip"))
-            if [record.answer for record in records[: len(labels)]] == labels:
-                texts = ["\n".join(str(m.get("content", "")) for m in record.question) for record in records]
-                rows = [
-                    Answered(row.number, row.question or text, row.label, row.answer, row.scores)
-                    for row, text in zip(predictions.rows, texts, strict=False)
-                ]
-                return Predictions(rows, predictions.means, predictions.is_cut), path
+    for path in files if predictions.rows else ():
+        if path.is_file() and path.stat().st_size <= LARGEST_DATA and (questions := _questions(predictions.rows, path)):
+            pairs = zip(predictions.rows, questions, strict=True)
+            rows = [replace(row, question=row.question or question) for row, question in pairs]
+            return replace(predictions, rows=rows), path
     return predictions, None
+
+
+def _questions(rows: Sequence[Answered], path: Path) -> list[str]:
+    """What the first records of a file ask, if they have the labels of these rows; else nothing."""
+    questions = []
+    try:
+        records = stream_records([Source((path,), None)], DataSettings(on_bad_record="skip"), most=len(rows))
+        for row, record in zip(rows, records, strict=True):
+            if record.answer != row.label:
+                return []
+            questions.append("\n".join(str(message.get("content", "")) for message in record.question))
+    except (GlmftError, ValueError):  # no records, or not as many
+        return []
+    return questions

@@ -10,7 +10,7 @@ import gradio as gr
 from glmft.errors import ConfigError
 from glmft.settings.checks import range_problems
 from glmft.web import drawing
-from glmft.web.conversation import Answer, Conversation, answered, read_tools, tokens_of
+from glmft.web.conversation import Answer, Conversation, Manner, answered, knows_tools, read_tools, tokens_of
 from glmft.web.site import Site, sentence
 from glmft.web.words import Say
 
@@ -69,10 +69,8 @@ class ChatTab:
     def _settings(self) -> None:
         say, given = self.say, self.site.sampling
         self.system = gr.Textbox(label=say("system"), info=say("system_hint"), lines=2, elem_id="system")
-        knows = any(self.site.models[name].tokenizer.has_roles for name in self.names)
+        knows = any(knows_tools(self.site.models[name]) for name in self.names)
         self.tools = gr.Code(label=say("tools"), language="json", lines=4, visible=knows, elem_id="tools")
-        roles = [(say("as_user"), "user"), (say("as_observation"), "observation")]
-        self.role = gr.Radio(roles, value="user", label=say("as"), visible=knows)
         with gr.Row():
             self.sampling = [
                 gr.Number(given.max_new_tokens, label=say("max_new_tokens"), precision=0, min_width=130),
@@ -88,7 +86,7 @@ class ChatTab:
         """What happens when."""
         how = [self.conversation, self.chosen, self.system, self.tools, *self.sampling]
         out = [self.conversation, *self.boxes, self.problem, self.text, self.send, self.halt]
-        gr.on([self.send.click, self.text.submit], self.on_send, [self.text, self.role, *how], out, **QUIET)
+        gr.on([self.send.click, self.text.submit], self.on_send, [self.text, *how], out, **QUIET)
         self.retry.click(self.on_retry, how, out, **QUIET)
         for name, box in zip(self.names, self.boxes, strict=True):
             box.edit(self.editing(name), how, out, **QUIET)
@@ -107,7 +105,7 @@ class ChatTab:
     def is_busy(self, request: gr.Request) -> bool:
         return request.session_hash in self.site.stops
 
-    def on_send(self, request: gr.Request, text: str, role: str, talk: Conversation | None, *how: Any) -> Iterator:
+    def on_send(self, request: gr.Request, text: str, talk: Conversation | None, *how: Any) -> Iterator:
         if self.is_busy(request):
             yield self._refusal()
             return
@@ -115,7 +113,7 @@ class ChatTab:
         try:
             if not text.strip():
                 raise ConfigError(self.say("empty_question"))
-            number = talk.ask(role, self._checked(text))
+            number = talk.ask(self._checked(text))
         except Exception as error:
             yield self._state(talk, sentence(error, self.say))
             return
@@ -127,6 +125,7 @@ class ChatTab:
         elif not talk or not talk.turns:
             yield self._state(talk, self.say("nothing_yet"))
         else:
+            talk.turns[-1].tries += 1
             yield from self._answers(talk, len(talk.turns) - 1, request, *how)
 
     def editing(self, name: str) -> Callable[..., Iterator]:
@@ -189,7 +188,7 @@ class ChatTab:
     def _answers(
         self, talk: Conversation, number: int, request: gr.Request, chosen: list[str], system: str | None,
         tools: str | None, *sampling: Any, text: str | None = None,
-    ) -> Iterator[list]:  # fmt: skip
+    ) -> Iterator:  # fmt: skip
         """The chosen models' answers to a turn, one model after the other, as they share their weights."""
         turn, stop = talk.turns[number], threading.Event()
         self.site.stops[request.session_hash] = stop
@@ -197,11 +196,11 @@ class ChatTab:
             names = [name for name in self.names if name in chosen]
             if not names:
                 raise ConfigError(self.say("no_chosen"))
-            described, settings = read_tools(tools or ""), self._sampling(sampling)
+            manner = Manner(self._sampling(sampling), (system or "").strip(), read_tools(tools or ""))
             turn.answers |= {name: Answer() for name in names}
             yield self._state(talk, text=text, busy=True)
             for name in names:
-                for _ in self._answer(talk, number, name, (system or "").strip(), described, settings, stop):
+                for _ in self._answer(talk, number, name, manner, stop):
                     yield self._state(talk, busy=True)
             yield self._state(talk)
         except Exception as error:
@@ -212,21 +211,19 @@ class ChatTab:
             self.site.stops.pop(request.session_hash, None)
 
     def _answer(
-        self, talk: Conversation, number: int, name: str, system: str, tools: list, settings: Any, stop: threading.Event
-    ) -> Iterator[None]:  # fmt: skip
-        turn = talk.turns[number]
+        self, talk: Conversation, number: int, name: str, manner: Manner, stop: threading.Event
+    ) -> Iterator[None]:
+        answers = talk.turns[number].answers
         if stop.is_set():
-            turn.answers[name] = Answer(reason="cancelled")
+            answers[name] = Answer(reason="cancelled")
             return
-        told = tools if self.site.models[name].tokenizer.has_roles else []
-        messages = talk.messages(name, number, system, told)
         try:
-            for _ in answered(self.site.models, name, turn, messages, settings):
+            for _ in answered(self.site.models, name, talk, number, manner):
                 yield
                 if stop.is_set():
                     break
         except Exception as error:
-            turn.answers[name] = Answer(problem=sentence(error, self.say))
+            answers[name] = Answer(problem=sentence(error, self.say))
             yield
 
     def _sampling(self, values: tuple[Any, ...]) -> Any:
@@ -260,10 +257,12 @@ class ChatTab:
     def _text_of(self, answer: Answer) -> str:
         if answer.problem:
             return f"⚠ {drawing.as_markdown(answer.problem)}"
-        stopped = f"*{self.say('stopped_note')}*" if answer.reason == "cancelled" else ""
-        empty = "" if stopped else "…" if answer.reason is None else f"*{self.say('empty_answer')}*"
-        text = drawing.as_markdown(answer.text) or empty
-        return "\n\n".join(part for part in (text, stopped) if part)
+        notes = [f"`→ {call}`" for call in answer.calls]
+        notes += [f"*{self.say('stopped_note')}*"] if answer.reason == "cancelled" else []
+        notes += [f"*{self.say('cut_note').format(len(answer.ids))}*"] if answer.reason == "length" else []
+        notes += [f"*{drawing.as_markdown(answer.note)}*"] if answer.note else []
+        empty = "…" if answer.reason is None else f"*{self.say('empty_answer')}*" if answer.reason == "stop" else ""
+        return "\n\n".join(part for part in (drawing.as_markdown(answer.text) or empty, *notes) if part)
 
 
 def chat_tab(page: gr.Blocks, site: Site, say: Say) -> None:

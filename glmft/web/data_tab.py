@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
-from glmft.settings.config import InspectConfig
+from glmft.settings.tools import InspectConfig
 from glmft.web import drawing
 from glmft.web.records import Learned, chosen_file, data_files, histogram, read_learned
 from glmft.web.site import Site, sentence

@@ -12,8 +12,8 @@ from glmft.errors import ConfigError
 from glmft.family import ADAPTER_JSON
 from glmft.reading import is_file
 from glmft.settings.checks import length_problems, range_problems
-from glmft.settings.config import InspectConfig
 from glmft.settings.sources import ENDINGS, Source
+from glmft.settings.tools import InspectConfig
 from glmft.training.set_aside import RUN_CONFIG
 from glmft.web.places import Root
 

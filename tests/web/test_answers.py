@@ -5,7 +5,7 @@ import json
 import pytest
 from folders import make_predictions
 
-from glmft.errors import ConfigError
+from glmft.errors import ConfigError, DataError
 from glmft.inference.metrics import text_score
 from glmft.web import answers
 from glmft.web.answers import predictions_in, read_predictions, with_questions
@@ -63,7 +63,7 @@ def test_only_the_first_records_are_scored(root, monkeypatch):
 def test_a_line_that_holds_no_answer_is_a_sentence(root, line):
     path = root.path / "mine" / "predict" / "generated_predictions.txt"
     path.write_bytes(path.read_bytes() + line.encode())
-    with pytest.raises(ConfigError, match=r"generated_predictions\.txt:4"):
+    with pytest.raises(DataError, match=r"generated_predictions\.txt:4"):
         read_predictions(root, "mine/predict")
 
 

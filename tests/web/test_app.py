@@ -12,9 +12,11 @@ from starlette.testclient import TestClient
 
 import glmft
 from glmft.web.app import make_app
+from glmft.web.drawing import as_markdown
 from glmft.web.words import WORDS
 
 QUESTION = "你现在是一个信息抽取模型，请抽取文本中的三元组，内部用_连接，之间用\\n分割。文本：豹虹是敏勇的一个零件。"
+ROUTES = ("gradio_api/file=", "file=", "gradio_api/file/", "static/", "assets/", "gradio_api/proxy=file://")
 
 
 class Page:
@@ -24,6 +26,9 @@ class Page:
         self.client, self.root = client, f"/{language}"
         self.config = client.get(f"{self.root}/config").json()
         self.ids = {c["props"].get("elem_id"): c["id"] for c in self.config["components"]}
+
+    def label(self, number: int) -> str | None:
+        return next(c["props"].get("label") for c in self.config["components"] if c["id"] == number)
 
     def handler(self, element: str, event: str) -> dict:
         return next(d for d in self.config["dependencies"] if [self.ids[element], event] in d["targets"])
@@ -81,11 +86,13 @@ def test_a_question_is_answered_word_by_word_by_both_models_as_predict_answers(c
     events = page.call(handler, values_of(page, handler, question=QUESTION))
     assert len(events) > 5
     assert events[-1]["msg"] == "process_completed"
-    talk = json.dumps([event["output"] for event in events], ensure_ascii=False)
+    boxes = {page.label(number): place for place, number in enumerate(handler["outputs"])}
     for name in models.names:
         with models.at_work(name) as (model, tokenizer):
             expected = glmft.answer(model, tokenizer, [QUESTION], max_new_tokens=24)[0]
-        assert expected[-6:] in talk
+        question, answer = events[-1]["output"]["data"][boxes[name]]
+        assert question["content"][0]["text"] == as_markdown(QUESTION)
+        assert answer["content"][0]["text"].startswith(as_markdown(expected))
     assert all(event["success"] for event in events)
 
 
@@ -105,14 +112,7 @@ def test_what_is_wrong_comes_as_a_sentence_and_never_as_a_stack(client):
 def test_no_file_of_a_run_can_be_fetched_and_no_other_one(client, workplace):
     run = workplace / "output" / "first" / "train_config.json"
     for path in (run, workplace / "secret.txt", "/etc/passwd", "../../secret.txt", f"{run.parent}/../../../secret.txt"):
-        for route in (
-            "gradio_api/file=",
-            "file=",
-            "gradio_api/file/",
-            "static/",
-            "assets/",
-            "gradio_api/proxy=file://",
-        ):
+        for route in ROUTES:
             answer = client.get(f"/en/{route}{path}")
             assert answer.status_code == 404, (route, path)
             assert SECRET not in answer.text
