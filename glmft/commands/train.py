@@ -88,8 +88,8 @@ def run(config: TrainConfig, world: dist.World, messages: list[str], stack: cont
             show(going_on(resume.checkpoint, state, config))
         with dist.same_fate():
             model, messages = prepare_model(job, prepared.model_config)
-            table = parameter_table(model)
-        show([*messages, table])
+            job.trained = parameter_table(model)
+        show([*messages, job.trained])
     with explained(world, lambda: advice_for(job, model)):
         return engine.train(model, job, resume.checkpoint)
 
