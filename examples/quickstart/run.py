@@ -31,7 +31,7 @@ RECIPES = {
     ],
     "ptuning": [
         *("--pre_seq_len", "64", "--prefix_projection", "False"),
-        *("--learning_rate", "1e-1", "--weight_decay", "0", "--max_steps", "600"),
+        *("--learning_rate", "1e-1", "--weight_decay", "0", "--max_steps", "800"),
     ],
 }
 SHOWN = 3
