@@ -25,7 +25,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "eval_data eval_data_path dev_file valid_file",
         "test_path": "test_file test_data test_dataset data dataset data_path dataset_path eval_dataset eval_file",
         "data_path": "data dataset dataset_path train_path train_file",
-        "val_ratio": "val_size split_dataset_ratio",
+        "val_ratio": "val_size val_set_size split_dataset_ratio",
         "num_proc": "preprocessing_num_workers dataset_num_proc",
         "prompt_column": "query_column question_column input_column source_column",
         "response_column": "answer_column output_column summary_column target_column",
@@ -83,6 +83,20 @@ SWITCHES: dict[str, tuple[str, str]] = {
     "use_lora": ("train_type", "lora"),
     "use_qlora": ("quantization_bit", "nf4"),
     "disable_gradient_checkpointing": ("gradient_checkpointing", "False"),
+}
+
+# Settings of other projects that are as here with these values, and no settings here.
+ALREADY: dict[str, tuple[str, ...]] = {
+    "stage": ("sft",),
+    "optim": ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw"),
+    "bias": ("none",),
+    "lora_bias": ("none",),
+    "train_on_prompt": ("False", "false"),
+    "train_on_inputs": ("False", "false"),
+    "load_in_4bit": ("False", "false"),
+    "load_in_8bit": ("False", "false"),
+    "push_to_hub": ("False", "false"),
+    "use_wandb": ("False", "false"),
 }
 
 VALUES: dict[str, dict[str, str]] = {
@@ -157,6 +171,10 @@ MEANINGS: dict[str, str] = {
     "optim": "here is AdamW alone; leave it out",
     "optimizer": "here is AdamW alone; leave it out",
     "train_on_prompt": "here --loss_on says what is learned; a prompt is not",
+    "train_on_inputs": "here --loss_on says what is learned; a prompt is not",
+    "model_type": "here --mode names the family: glm, glm2, glm3 or glm4",
+    "adam_epsilon": "it is 1e-8 here; leave it out",
+    "gradient_checkpointing_kwargs": "here it is --use_reentrant",
     "loss_scale": "here --loss_on says what is learned of a conversation: flagged, all, last",
     "max_samples": "here all rows are trained on; give a smaller file, or --max_steps",
     "max_train_samples": "here all rows are trained on; give a smaller file, or --max_steps",

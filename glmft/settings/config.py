@@ -332,7 +332,7 @@ class RunSettings(FileSettings):
         "DeepSpeed file: a path, or a name in ds_configs/",
     )
     local_rank: int | None = setting(None, "given by launchers; ignored")
-    rank_timeout: int = setting(1800, "seconds that a rank may keep the others waiting", at_least=1, at_most=10**7)
+    rank_timeout: int = setting(1800, "seconds that a rank may keep the others waiting", at_least=1, at_most=10**9)
     verbose: bool = setting(False, "let the libraries print what they like")
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from glmft.dist import is_main
 from glmft.errors import ConfigError
-from glmft.settings.aliases import SWITCHES, VALUES, aliases_of, meant_value, names_of, unknown_lines
+from glmft.settings.aliases import ALREADY, SWITCHES, VALUES, aliases_of, meant_value, names_of, unknown_lines
 from glmft.settings.checks import text_problems
 from glmft.settings.config import TrainConfig
 from glmft.settings.yaml_file import read_yaml, yaml_settings
@@ -21,18 +21,12 @@ IGNORED = frozenset(
     eval_strategy evaluation_strategy test_path test_file validation_file pre_seq_len predict_with_generate
     overwrite_output_dir log_level logging_strategy freezeV num_attention_heads token_dim plot_loss
     trust_remote_code logging_dir run_name save_only_model logging_first_step dataloader_pin_memory
-    ddp_find_unused_parameters use_fast_tokenizer include_num_input_tokens_seen""".split()
+    ddp_find_unused_parameters use_fast_tokenizer include_num_input_tokens_seen save_safetensors ddp_backend
+    eval_accumulation_steps logging_nan_inf_filter eval_on_start""".split()
 )
-# What takes several words in other projects, and a list with commas here.
-LISTS = (
-    "lora_module_name",
-    "modules_to_save",
-    "freeze_module_name",
-    "train_path",
-    "val_path",
-    "test_path",
-    "report_to",
-)
+# What takes several words in other projects, or such as [a,b], and a list with commas here.
+MODULES = ("lora_module_name", "modules_to_save", "freeze_module_name")
+LISTS = (*MODULES, "train_path", "val_path", "test_path", "report_to")
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 Settings = TypeVar("Settings")
 Fields = list[dataclasses.Field]
@@ -64,16 +58,18 @@ def parse_arguments(
 def _parse(kind: type[Settings], argv: list[str], program: str, more: Fields) -> Settings:
     names = names_of([*_names(kind), *(f.name for f in more)])
     parser = _parser(kind, program, names, more)
+    twice = two_names(argv, names)
     argv, unknown, ignored = in_our_names(argv, names)
-    if unknown:
-        lines = unknown_lines(unknown, names, names_of(_names(TrainConfig)))
-        raise ConfigError(f"{line}; see {program} --help" for line in lines)
+    lines = [f"{line}; see {program} --help" for line in unknown_lines(unknown, names, names_of(_names(TrainConfig)))]
+    if lines or twice:
+        raise ConfigError([*lines, *twice])
     if "config" in names:
         of_file, passed_over = _of_file(argv, names)
         argv, ignored = [*of_file, *argv], [*passed_over, *ignored]
     values = vars(parser.parse_args(argv))
     for name in LISTS:
-        values |= {name: ",".join(values[name])} if isinstance(values.get(name), list) else {}
+        if isinstance(given := values.get(name), list):
+            values[name] = ",".join(given).strip("[]" if name in MODULES else "")
     own = {name: values.pop(name) for name in _names(kind)}
     config = kind(**own, tuner_settings=values) if values else kind(**own)
     if problems := text_problems(config):
@@ -104,6 +100,16 @@ def _names(kind: type) -> list[str]:
     return [f.name for f in dataclasses.fields(kind) if "help" in f.metadata]
 
 
+def two_names(argv: list[str], names: dict[str, str]) -> list[str]:
+    """A line for each setting that is given under two names, which may mean two things where they come from."""
+    given: dict[str, dict[str, None]] = {}
+    for name in (part.partition("=")[0][2:].replace("-", "_") for part in argv if part.startswith("--")):
+        if name in names:
+            given.setdefault(names[name], {})[name] = None
+    several = {name: aliases for name, aliases in given.items() if len(aliases) > 1 and "deepspeed" not in aliases}
+    return [f"--{' and --'.join(aliases)} both set --{name}; give one" for name, aliases in several.items()]
+
+
 def in_our_names(argv: list[str], names: dict[str, str]) -> tuple[list[str], list[str], list[str]]:
     """Arguments with our flags in the place of aliases and switches.
 
@@ -127,6 +133,8 @@ def in_our_names(argv: list[str], names: dict[str, str]) -> tuple[list[str], lis
             truth = value if equals else rest.pop(0) if rest and rest[0].lower() in TRUTHS else "true"
             setting, meaning = SWITCHES[name]
             ours += [f"--{setting}", meaning] if _boolean(truth, name) else []
+        elif name in ALREADY and (value if equals else (rest or [""])[0]) in ALREADY[name]:
+            rest = rest if equals else rest[1:]
         elif name in IGNORED:
             ignored.append(given)
             if not equals and rest and not rest[0].startswith("--"):
@@ -157,11 +165,13 @@ def _of_file(argv: list[str], names: dict[str, str]) -> tuple[list[str], list[st
     if given.config is None:
         return [], []
     of_training = names_of(_names(TrainConfig))
-    known = {*names, *of_training, *SWITCHES, *IGNORED}
+    known = {*names, *of_training, *SWITCHES, *ALREADY, *IGNORED}
     settings = yaml_settings(Path(given.config), names, known, given.data_dir)
     passed_over = [name for name in settings if name not in names and name in of_training]
     flags = [part for name, value in settings.items() if name not in passed_over for part in (f"--{name}", value)]
-    ours, _, ignored = in_our_names(flags, names)
+    ours, unknown, ignored = in_our_names(flags, names)
+    if unknown:  # what does here with another value alone
+        raise ConfigError(f"{given.config}: {line}" for line in unknown_lines(unknown, names, dashes=""))
     return ours, [*passed_over, *ignored]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from glmft.errors import ConfigError
-from glmft.settings.aliases import ALIASES, MEANINGS, SWITCHES, VALUES, names_of
+from glmft.settings.aliases import ALIASES, ALREADY, MEANINGS, SWITCHES, VALUES, names_of
 from glmft.settings.answers import PredictConfig, ScoreConfig
 from glmft.settings.checks import check
 from glmft.settings.compare import CompareConfig
@@ -66,6 +66,80 @@ def test_names_that_users_of_other_projects_type():
     assert (config.max_len, config.learning_rate, config.num_train_epochs) == (99, 1e-4, 2.5)
     assert (config.per_device_train_batch_size, config.dtype) == (3, "bf16")
     assert (config.eval_steps, config.warmup_steps) == (0.1, 7)
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in ALREADY.items() for value in values])
+def test_what_is_so_anyway_may_be_said(name, value, tmp_path):
+    file = tmp_path / "said.yaml"
+    file.write_text(f"{name}: {value}\n", encoding="utf-8")
+    for argv in ([f"--{name}", value, "--seed", "1234"], [f"--{name}={value}"]):
+        assert parse(TrainConfig, *argv) == parse(TrainConfig)
+    assert parse(TrainConfig, "--config", str(file)).seed == 1234
+    file.write_text(f"{name}: other\n", encoding="utf-8")
+    for argv in ([f"--{name}", "other"], ["--config", str(file)]):
+        with pytest.raises(ConfigError, match=f"{name}: no such setting; "):
+            parse(TrainConfig, *argv)
+
+
+def test_two_names_of_one_setting_are_an_error():
+    with pytest.raises(
+        ConfigError, match=r"^--batch_size and --micro_batch_size both set --per_device_train_batch_size; "
+    ):
+        parse(TrainConfig, "--batch_size", "128", "--micro-batch-size=4")
+    assert parse(TrainConfig, "--lr", "1", "--lr", "2").learning_rate == 2
+    assert parse(TrainConfig, "--bf16", "--fp16", "False").dtype == "bf16"
+
+
+LLAMA_FACTORY = """
+### model
+model_name_or_path: THUDM/chatglm3-6b
+### method
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_rank: 8
+lora_target: all
+### dataset
+dataset: data.json
+cutoff_len: 2048
+preprocessing_num_workers: 16
+dataloader_num_workers: 4
+### output
+output_dir: saves/chatglm3-6b/lora/sft
+logging_steps: 10
+save_steps: 500
+plot_loss: true
+overwrite_output_dir: true
+save_only_model: false
+report_to: none
+### train
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 8
+learning_rate: 1.0e-4
+num_train_epochs: 3.0
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+bf16: true
+ddp_timeout: 180000000
+resume_from_checkpoint: null
+val_size: 0.1
+eval_strategy: steps
+eval_steps: 500
+"""
+
+
+def test_a_file_of_llama_factory_does_as_it_stands(tmp_path):
+    (tmp_path / "lora.yaml").write_text(LLAMA_FACTORY, encoding="utf-8")
+    config = parse(TrainConfig, "--config", str(tmp_path / "lora.yaml"))
+    assert (config.train_type, config.lora_dim, config.lora_module_name) == ("lora", 8, "all-linear")
+    assert (config.max_len, config.dtype, config.num_train_epochs, config.val_ratio) == (2048, "bf16", 3, 0.1)
+    assert config.resume is None
+    assert not [line for line in check(config) if "no such" not in line]
+
+
+def test_lists_come_as_words_or_in_brackets():
+    for argv in (["q_proj", "v_proj"], ["[q_proj,v_proj]"], ["q_proj,v_proj"]):
+        assert parse(TrainConfig, "--lora_target_modules", *argv).lora_module_name == "q_proj,v_proj"
 
 
 @pytest.mark.parametrize("name", SWITCHES)
