@@ -77,12 +77,17 @@ def lengths_of(settings: DataSettings, family: str, is_skip: bool = False) -> Le
 def read_all(sources: Sequence[Source], settings: DataSettings) -> tuple[list[Record], list[tuple[str, str]]]:
     """Records of all sources, each of which asks something, and what was refused. Raises DataError."""
     records, rejected = read_records([file for source in sources for file in source.files], options_of(settings))
-    if text := next((record for record in records if record.is_text), None):
-        raise DataError(
-            f"{text.place}: is plain text, which asks nothing; to have it answered, give records with a question, or "
-            "name its column with --prompt_column"
-        )
+    for record in records:
+        require_question(record)
     return records, rejected.reasons
+
+
+def require_question(record: Record) -> None:
+    """Raises DataError for plain text."""
+    if record.is_text:
+        raise DataError(
+            f"{record.place}: is plain text, which asks nothing; give records with a question and an answer"
+        )
 
 
 def load_rows(

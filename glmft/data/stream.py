@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from glmft.data.dataset import options_of
+from glmft.data.dataset import options_of, require_question
 from glmft.data.formats import MOST_PROBLEMS, Record, Rejected, good_records, raw_chunks
 from glmft.settings.config import DataSettings
 from glmft.settings.sources import Source
@@ -19,18 +19,20 @@ def stream_records(
     reject: Callable[[list[Refusal]], Any] = lambda refusals: None,
     most: int | None = None,
 ) -> Iterator[Record]:
-    """The good records of all sources, in their order.
+    """The good records of all sources, in their order, each of which asks something.
 
     Args:
         reject: takes the bad ones, if the settings let them be left out.
         most: no more than the first, this many.
 
     Raises:
-        DataError: a file that cannot be read or holds no record; the first few bad records, if none may be.
+        DataError: a file that cannot be read or holds no record, or plain text; the first few bad records, if none may
+            be.
     """
     options, count = options_of(settings), 0
     rejected, files = Rejected(options), [file for source in sources for file in source.files]
     for record in itertools.islice(_good(files, options, rejected, reject), most):
+        require_question(record)
         count += 1
         yield record
     rejected.check(count, files)

@@ -6,6 +6,10 @@ from encoding import encoded
 from glmft.data.collate import collate
 from glmft.data.encode import Lengths, document_rows
 from glmft.data.record import TEXT, Record
+from glmft.data.stream import stream_records
+from glmft.errors import DataError
+from glmft.settings.config import DataSettings
+from glmft.settings.sources import find_sources
 
 DOCUMENT = "云川岭溪，\n  风扇不转。" * 7
 
@@ -55,3 +59,9 @@ def test_every_token_of_the_text_is_predicted_from_those_before_it(tokenizer):
 def test_a_row_without_room_for_text_is_refused(tokenizer):
     with pytest.raises(ValueError, match="--max_len 3 leaves no room for text behind its 2 special tokens"):
         document_rows("云", tokenizer, 3, "here")
+
+
+def test_a_document_has_no_question_to_be_answered(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "云"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"a\.jsonl:1: is plain text, which asks nothing"):
+        list(stream_records(find_sources(str(tmp_path / "a.jsonl")), DataSettings()))
