@@ -27,7 +27,7 @@ RECIPES = {
     "lora": [
         *("--lora_dim", "16", "--lora_alpha", "32", "--lora_dropout", "0"),
         *("--lora_module_name", "query_key_value,dense,dense_h_to_4h,dense_4h_to_h"),
-        *("--learning_rate", "3e-3", "--max_steps", "400"),
+        *("--learning_rate", "3e-3", "--max_steps", "300"),
     ],
     "ptuning": [
         *("--pre_seq_len", "64", "--prefix_projection", "False"),
