@@ -17,6 +17,7 @@ setup(
     package_dir={"glmft.ds_configs": "ds_configs", "glmft.examples.quickstart": "examples/quickstart"},
     package_data={
         "glmft.tokenizers.templates": ["*.jinja"],
+        "glmft.web": ["*.css"],
         "glmft.ds_configs": ["*.json"],
         "glmft.examples.quickstart": ["*.json", "base/*"],
     },

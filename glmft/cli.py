@@ -21,6 +21,7 @@ from glmft.settings.config import TrainConfig
 from glmft.settings.flags import Settings, parse_arguments, split_flags
 from glmft.settings.talk import ChatConfig, ServeConfig
 from glmft.settings.tools import ExportConfig, InspectConfig, MergeConfig, QuantizeConfig
+from glmft.settings.web import WebConfig
 from glmft.settings.yaml_file import demo_arguments
 from glmft.training.signals import interruptible, stopped_line
 
@@ -140,6 +141,15 @@ def serve(argv: Sequence[str], program: str) -> int:
     return 0
 
 
+def web(argv: Sequence[str], program: str) -> int:
+    """a page to talk, and to look at data, runs and predictions"""
+    config = with_paths(WebConfig, argv, program)
+    from glmft.web.app import web as run
+
+    run(config)
+    return 0
+
+
 def with_paths(kind: type[Settings], argv: Sequence[str], program: str) -> Settings:
     """Settings whose `paths` are the arguments before the first flag."""
     paths = list(itertools.takewhile(lambda argument: not argument.startswith("-"), argv))
@@ -159,6 +169,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
     "inspect": inspect,
     "chat": chat,
     "serve": serve,
+    "web": web,
 }
 
 

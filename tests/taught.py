@@ -11,7 +11,7 @@ from encoding import encoded
 from glmft.data.collate import collate
 from glmft.data.encode import Lengths
 from glmft.data.formats import Options, convert
-from glmft.models.loading import copy_texts, load_config, load_model
+from glmft.models.loading import load_config, load_model
 from glmft.tokenizers.loading import load_tokenizer
 
 # What a model is taught about a tool.
@@ -48,5 +48,4 @@ def teach(folder: Path, base: Path, values: Sequence[dict[str, Any]]) -> Path:
             break
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    copy_texts(base, folder)
     return folder

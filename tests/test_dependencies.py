@@ -18,6 +18,7 @@ LEVELS = [
     {"training"},
     {"engine"},
     {"commands"},
+    {"web"},
     {"cli"},
     {"auto", "__init__", "__main__"},
 ]

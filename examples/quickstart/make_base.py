@@ -63,7 +63,8 @@ class SecondLesson:
         self.kinds = {pattern.cue: pattern.frame in sentences.VERB_FRAMES for pattern in self.patterns}
         no_letters = sentences.ENTITY_CHARACTERS + "，；：。"
         self.letters = "".join(c for c in CHARACTERS if ord(c) > 127 and c not in no_letters)
-        self.never = {pattern.cue for pattern in sentences.patterns(sentences.TASK)} | set(sentences.TASK)
+        cues = {pattern.cue for pattern in sentences.patterns(sentences.TASK)}
+        self.never = cues | set(sentences.TASK) | set(sentences.SYNONYMS.split())
 
     def ask(self, rng: random.Random) -> tuple[str, str]:
         """A question and its answer."""

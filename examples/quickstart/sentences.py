@@ -103,15 +103,20 @@ BASE = {
     "主演": Relation("扮演 演出 出演 演完", "主角 演员"),
 }
 TASK = {
-    "组成": Relation("装有 备有 带有 内装", "主机 大件"),
-    "部件故障": Relation("出现 发生 突发 患上", "坏件 病件"),
-    "检测工具": Relation("检查 测量 查看 量出", "量具 测具", True),
-    "治疗": Relation("治好 医治 对付 医好", "大夫 良医"),
-    "症状": Relation("引起 引发 带来 生出", "病因 起因"),
-    "作曲": Relation("谱写 写出 谱成 写成", "作者 曲师"),
-    "演唱": Relation("唱起 唱红 唱出 高唱", "歌手 歌者"),
-    "产地": Relation("盛产 种出 产出 生产", "老家 产家", True),
+    "组成": Relation("装有 备有", "主机"),
+    "部件故障": Relation("出现 发生", "坏件"),
+    "检测工具": Relation("检查 测量", "量具", True),
+    "治疗": Relation("治好 医治", "大夫"),
+    "症状": Relation("引起 引发", "病因"),
+    "作曲": Relation("谱写 写出", "作者"),
+    "演唱": Relation("唱起 唱红", "歌手"),
+    "产地": Relation("盛产 种出", "老家", True),
 }
+# Other words for TASK's relations: no lesson of the base has them either.
+SYNONYMS = """
+带有 内装 大件 突发 患上 病件 查看 量出 测具 对付 医好 良医
+带来 生出 起因 谱成 写成 曲师 唱出 高唱 歌者 产出 生产 产家
+"""
 BASE_INSTRUCTION = "找出关系："
 TASK_INSTRUCTION = "你现在是一个信息抽取模型，请抽取文本中的三元组，内部用_连接，之间用\\n分割。文本："
 

@@ -14,7 +14,6 @@ from glmft.commands.model_folder import (
     require_room,
     size_of,
     write_merged,
-    write_record,
 )
 from glmft.commands.quiet import quiet
 from glmft.errors import ConfigError
@@ -96,7 +95,6 @@ def to_transformers(merged: Merged, config: ExportConfig, target: Path, report: 
         there.save_pretrained(aside)
         write_generation(merged, tokenizer, aside)
         save_fast(fast, aside)
-        write_record(merged.record, aside)
         for pattern in DOCUMENTS:
             for path in merged.base.glob(pattern):
                 shutil.copyfile(path, aside / path.name)

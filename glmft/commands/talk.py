@@ -51,12 +51,11 @@ class Talk:
         member = self.models[name]
         before = self.rounds[name] if self.history and member.takes_history else []
         question = self._question(name, text)
-        seed = f"{self.sampling.seed}-{self.turn}"
         wanted = min(self.sampling.max_new_tokens, member.longest // 2)
         left_out = 0
         while True:
             try:
-                reply = new_reply(member, [*self.head(member), *before, question], self.sampling, seed)
+                reply = new_reply(member, [*self.head(member), *before, question], self.sampling, self.turn)
             except PromptTooLong:
                 if not before:
                     raise

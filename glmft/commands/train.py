@@ -88,8 +88,8 @@ def run(config: TrainConfig, world: dist.World, messages: list[str], stack: cont
             show(going_on(resume.checkpoint, state, config))
         with dist.same_fate():
             model, messages = prepare_model(job, prepared.model_config)
-            table = parameter_table(model)
-        show([*messages, table])
+            job.trained = parameter_table(model)
+        show([*messages, job.trained])
     with explained(world, lambda: advice_for(job, model)):
         return engine.train(model, job, resume.checkpoint)
 
@@ -115,7 +115,6 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
     All that can be wrong shows here, in seconds. Raises ConfigError, CheckpointError, DataError.
     """
     from glmft.data.sampler import Plan
-    from glmft.data.show import token_table
     from glmft.models.loading import check_folder, load_config, record_of
     from glmft.tokenizers.loading import load_tokenizer
     from glmft.training.ds_sections import check_sections
@@ -151,27 +150,40 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
     base = {**record_of(model_config, place.base), TRAINED_WITH: record_of_settings(config)}
     folder = Path(config.output_dir)
     job = Job(config, resolved.config, world, tuner, base, tokenizer, plan, folder, rows, validation)
-    messages = [*resolved.messages, *usual_rate_lines(tuner, config)]
-    if config.predict_with_generate and not validation:
-        messages.append("warning: --predict_with_generate: without effect, as no --val_path or --val_ratio is given")
-    total = plan.total_steps(config.num_train_epochs, config.max_steps)
-    if (config.warmup_steps or 0) >= max(total, 1):
-        messages.append(
-            f"warning: --warmup_steps {config.warmup_steps}: the run has {total} steps, so its rate rises to the end"
-        )
     if config.save_best == "f1" and not has_triples(job):
         raise ConfigError("--save_best f1: the validation rows have no triples a_b_c to score; name another metric")
-    messages += [model_config.rope_line] if model_config.rope_line else []
-    messages += rows.lines
-    if config.val_path:
-        messages += [shortfall.line.replace("data:", "validation:") for shortfall in validation.shortfalls]
-    built_for = getattr(model_config, "max_position_embeddings", None)
-    messages += beyond_the_model(config, rows.lengths, model_config.family, built_for)
-    heaviest = sum(rows.lengths[i] for i in plan.heaviest(rows.lengths, 0, plan.steps_per_epoch))
-    messages.append(f"data: no padding is computed; the first epoch's largest micro-batch holds {heaviest:,} tokens")
+    return Prepared(job, model_config, trained, [*resolved.messages, *run_lines(job, model_config)])
+
+
+def run_lines(job: Any, model_config: Any) -> list[str]:
+    """What the settings and the data come to, for whoever reads the log."""
+    from glmft.data.show import token_table
+
+    config, rows, plan = job.config, job.rows, job.plan
+    lines = usual_rate_lines(job.tuner, config)
+    if config.predict_with_generate and not job.validation:
+        lines.append("warning: --predict_with_generate: without effect, as no --val_path or --val_ratio is given")
+    total = plan.total_steps(config.num_train_epochs, config.max_steps)
+    if (config.warmup_steps or 0) >= max(total, 1):
+        lines.append(
+            f"warning: --warmup_steps {config.warmup_steps}: the run has {total} steps, so its rate rises to the end"
+        )
+    lines += [model_config.rope_line] if model_config.rope_line else []
+    lines += data_lines(job, model_config)
     if config.show_first_record:
-        messages.append(token_table(rows.examples[0], tokenizer))
-    return Prepared(job, model_config, trained, messages)
+        lines.append(token_table(rows.examples[0], job.tokenizer))
+    return lines
+
+
+def data_lines(job: Any, model_config: Any) -> list[str]:
+    """What became of the records, and how long rows are."""
+    config, rows, plan, lines = job.config, job.rows, job.plan, [*job.rows.lines]
+    if config.val_path:
+        lines += [shortfall.line.replace("data:", "validation:") for shortfall in job.validation.shortfalls]
+    built_for = getattr(model_config, "max_position_embeddings", None)
+    lines += beyond_the_model(config, rows.lengths, model_config.family, built_for)
+    heaviest = sum(rows.lengths[i] for i in plan.heaviest(rows.lengths, 0, plan.steps_per_epoch))
+    return [*lines, f"data: no padding is computed; the first epoch's largest micro-batch holds {heaviest:,} tokens"]
 
 
 def fitting_tuner(config: TrainConfig, model: Any, zero_stage: int) -> tuple[Any, dict[str, list[int]]]:

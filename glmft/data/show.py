@@ -1,20 +1,46 @@
 """One row as a person can check it: every token's piece, id and label."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from glmft.data.encode import IGNORED, Example
 
 LEARNED, PLAIN = "\033[32m", "\033[0m"
 
 
+class TokenRow(NamedTuple):
+    """A token: its piece, its id, its label, and whether it is a special one."""
+
+    piece: str
+    id: int
+    label: int
+    is_special: bool
+
+    @property
+    def is_learned(self) -> bool:
+        return self.label != IGNORED
+
+
+def token_rows(example: Example, tokenizer: Any) -> list[TokenRow]:
+    """Every token of a row; what is learned has its id for a label."""
+    learned = {i for first, end in example.spans for i in range(first, end)}
+    return [
+        TokenRow(piece(tokenizer, token), token, token if i in learned else IGNORED, is_special(tokenizer, token))
+        for i, token in enumerate(example.ids)
+    ]
+
+
 def token_table(example: Example, tokenizer: Any, color: bool = False) -> str:
     """A line a token, `'[gMASK]': 64790 -> -100`; what is learned has its id for a label, in green where asked for."""
-    learned = {i for first, end in example.spans for i in range(first, end)}
-    lines = [f"{example.place}: {len(example.ids)} tokens, {len(learned)} with a label"]
-    for i, token in enumerate(example.ids):
-        line = f"{piece(tokenizer, token)!r}: {token} -> {token if i in learned else IGNORED}"
-        lines.append(f"{LEARNED}{line}{PLAIN}" if color and i in learned else line)
+    lines = [f"{example.place}: {len(example.ids)} tokens, {example.supervised} with a label"]
+    for row in token_rows(example, tokenizer):
+        line = f"{row.piece!r}: {row.id} -> {row.label}"
+        lines.append(f"{LEARNED}{line}{PLAIN}" if color and row.is_learned else line)
     return "\n".join(lines)
+
+
+def is_special(tokenizer: Any, token: int) -> bool:
+    """Whether a token is none of a text."""
+    return token == tokenizer.eos_token_id or token in tokenizer.special_texts
 
 
 def piece(tokenizer: Any, token: int) -> str:

@@ -171,14 +171,16 @@ def generate(
     tokenizer: Any,
     prompts: list[list[int]],
     settings: DecodingSettings,
-    numbers: Sequence[int] | None = None,
+    numbers: Sequence[int | str] | None = None,
     synced: bool = False,
+    **watching: Any,
 ) -> list[list[int]]:
     """Continuations of prompts given as ids, without them.
 
     Args:
         numbers: of the records, by which they have their own random numbers; none: 0, 1, …
         synced: go on with empty passes until every rank has finished, as ZeRO-3 needs.
+        watching: of transformers, without beams: a `streamer`, and `stopping_criteria`.
     """
     batch = tokenizer.pad({"input_ids": prompts}, padding=True, return_tensors="pt").to(model.device)
     numbers = range(len(prompts)) if numbers is None else numbers
@@ -191,11 +193,12 @@ def generate(
         eos_token_id=tokenizer.stop_ids,
         pad_token_id=tokenizer.pad_token_id,
         synced_gpus=synced,
+        **watching,
     )
     return ids[:, batch["input_ids"].shape[1] :].tolist()
 
 
-def choice_of_tokens(settings: DecodingSettings, family: str, numbers: Sequence[int]) -> dict[str, Any]:
+def choice_of_tokens(settings: DecodingSettings, family: str, numbers: Sequence[int | str]) -> dict[str, Any]:
     """What `model.generate` is told about the choice among the next tokens."""
     if not settings.do_sample:
         return {"do_sample": False}

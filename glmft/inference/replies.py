@@ -13,9 +13,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from glmft.data.templates import prompt_ids
 from glmft.errors import ConfigError, OutOfMemory
+from glmft.inference.generation import generate
 from glmft.inference.model_set import Member, ModelSet
-from glmft.inference.sampling import draws_of
-from glmft.settings.answers import SamplingSettings
+from glmft.settings.answers import DecodingSettings, SamplingSettings
 
 Message = dict[str, Any]
 
@@ -30,7 +30,7 @@ class Reply:
     Args:
         prompt: ids.
         settings: how it is made; `max_new_tokens` of it may be less if the model has no room for more.
-        seed: of its draws.
+        number: by which it has random numbers of its own, as a record of a file has.
         stops: texts that end it and are no part of it.
         notify: called by the thread that generates, whenever `text` has grown and at the end.
 
@@ -47,11 +47,17 @@ class Reply:
         member: Member,
         prompt: list[int],
         settings: SamplingSettings,
-        seed: str = "0",
+        number: int | str = 0,
         stops: Sequence[str] = (),
         notify: Callable[[], None] = lambda: None,
     ):
-        self.member, self.prompt, self.settings, self.seed, self.stops = member, prompt, settings, seed, tuple(stops)
+        self.member, self.prompt, self.settings, self.number, self.stops = (
+            member,
+            prompt,
+            settings,
+            number,
+            tuple(stops),
+        )
         self.notify = notify
         self.longest = min(settings.max_new_tokens, member.longest - len(prompt))
         self.text, self.ids = "", []
@@ -139,14 +145,14 @@ def new_reply(
     member: Member,
     messages: Sequence[Message],
     settings: SamplingSettings,
-    seed: str | None = None,
+    number: int | str = 0,
     stops: Sequence[str] = (),
 ) -> Reply:
     """The answer to a conversation, still to be made; the prompt is as the model was trained.
 
     Args:
         messages: of `role` and `content`, as in `glmft.data.formats.Record`.
-        seed: of its draws; None: that of the settings, as the first record of a file has it.
+        number: by which it has random numbers of its own, as a record of a file has.
 
     Raises:
         ConfigError: a conversation that the model's family cannot express.
@@ -162,7 +168,7 @@ def new_reply(
         raise PromptTooLong(
             f"the conversation has {len(prompt)} tokens; {member.name} takes {member.longest} with the answer"
         )
-    return Reply(member, prompt, settings, f"{settings.seed}-0" if seed is None else seed, stops)
+    return Reply(member, prompt, settings, number, stops)
 
 
 def with_prefix(messages: Sequence[Message], prefix: str) -> Sequence[Message]:
@@ -182,7 +188,7 @@ def can_be_joined(one: Reply, other: Reply) -> bool:
 
 def drawn_by(settings: SamplingSettings) -> tuple:
     """What must be the same for all rows of a batch. A penalty would also count the padding of shorter rows."""
-    drawn = (settings.temperature, settings.top_p, settings.top_k) if settings.do_sample else None
+    drawn = (settings.seed, settings.temperature, settings.top_p, settings.top_k) if settings.do_sample else None
     return drawn, settings.repetition_penalty
 
 
@@ -211,19 +217,13 @@ def _generate(model: Any, tokenizer: Any, replies: Sequence[Reply]) -> None:
     waiting = [reply for reply in replies if not reply.is_finished]
     if not waiting:
         return
-    settings = waiting[0].settings
-    batch = tokenizer.pad({"input_ids": [reply.prompt for reply in waiting]}, padding=True, return_tensors="pt")
-    drawn = {}
-    if settings.do_sample:
-        drawn["logits_processor"] = draws_of(settings, tokenizer.family, [reply.seed for reply in waiting])
-    model.generate(
-        **batch.to(model.device),
-        **drawn,
-        do_sample=False,
-        repetition_penalty=float(settings.repetition_penalty),
-        max_new_tokens=max(reply.longest for reply in waiting),
-        eos_token_id=tokenizer.stop_ids,
-        pad_token_id=tokenizer.pad_token_id,
+    longest = max(reply.longest for reply in waiting)
+    generate(
+        model,
+        tokenizer,
+        [reply.prompt for reply in waiting],
+        DecodingSettings(**{**vars(waiting[0].settings), "max_new_tokens": longest}),
+        [reply.number for reply in waiting],
         streamer=_Rows(waiting),
         stopping_criteria=[_Finished(waiting)],
     )

@@ -50,22 +50,17 @@ class OwnDraws(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(-1, drawn, 0.0)
 
 
-def own_draws(settings: SamplingSettings, family: str, numbers: Sequence[int]) -> LogitsProcessorList:
+def own_draws(settings: SamplingSettings, family: str, numbers: Sequence[int | str]) -> LogitsProcessorList:
     """Processors after which the likeliest token is one drawn as the settings say.
 
     Args:
         numbers: of the rows' records.
     """
-    return draws_of(settings, family, [f"{settings.seed}-{number}" for number in numbers])
-
-
-def draws_of(settings: SamplingSettings, family: str, seeds: Sequence[str]) -> LogitsProcessorList:
-    """As `own_draws`, with the seed of each row in place of the settings'."""
     chosen = sampling(settings, family)
     processors = LogitsProcessorList([TemperatureLogitsWarper(float(chosen["temperature"]))])
     if chosen["top_k"]:
         processors.append(TopKLogitsWarper(chosen["top_k"]))
     if chosen["top_p"] < 1:
         processors.append(TopPLogitsWarper(chosen["top_p"]))
-    processors.append(OwnDraws(seeds))
+    processors.append(OwnDraws([f"{settings.seed}-{number}" for number in numbers]))
     return processors

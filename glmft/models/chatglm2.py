@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
@@ -21,6 +20,7 @@ from glmft.models.causal_lm import CausalLM
 from glmft.models.configuration import ChatGLM2Config
 from glmft.models.decoder import Decoder
 from glmft.models.documents import Documents
+from glmft.models.elementwise import apply_rotary, rms_norm, swiglu
 from glmft.models.head import OutputLayer
 from glmft.models.quantised import KeepsIntegers, replace_linear_layers
 from glmft.models.stops import stop_ids
@@ -35,9 +35,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden: Tensor) -> Tensor:
-        wide = hidden.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return (self.weight * wide).to(hidden.dtype)
+        return rms_norm(hidden, self.weight, self.eps)
 
 
 class RotaryPositions(nn.Module):
@@ -62,14 +60,6 @@ class RotaryPositions(nn.Module):
             positions = positions / self.config.rope_ratio
         angles = positions[:, None, :, None] * self.frequencies(position_ids.device)
         return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn neighbours (2j, 2j + 1) of the first numbers of each head by angle j; x [b, heads, s, d]."""
-    turned, kept = x.split([2 * cos.shape[-1], x.shape[-1] - 2 * cos.shape[-1]], dim=-1)
-    even, odd = turned.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
-    return torch.cat((turned, kept), dim=-1)
 
 
 class SelfAttention(nn.Module):
@@ -109,8 +99,8 @@ class SelfAttention(nn.Module):
         prefix: [2, 1 or b, g, P, d].
         """
         fused = self.query_key_value(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        query, key, value = fused.split([self.heads, self.groups, self.groups], dim=1)  # [b, heads or g, s, d]
-        query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
+        turning, value = fused.split([self.heads + self.groups, self.groups], dim=1)
+        query, key = apply_rotary(turning, *rotary).split([self.heads, self.groups], dim=1)  # [b, heads or g, s, d]
         attended, weights = attend(self, query, key, value, attention_mask, prefix, past_key_values, **kwargs)
         return self.dense(attended), weights
 
@@ -124,8 +114,7 @@ class MLP(nn.Module):
         self.dense_4h_to_h = nn.Linear(config.ffn_hidden_size, config.hidden_size, bias=config.add_bias_linear)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        gate, up = self.dense_h_to_4h(hidden).chunk(2, dim=-1)
-        return self.dense_4h_to_h(F.silu(gate) * up)
+        return self.dense_4h_to_h(swiglu(self.dense_h_to_4h(hidden)))
 
 
 class Block(GradientCheckpointingLayer):

@@ -162,10 +162,10 @@ def reply_to(
 ) -> Reply:
     """The answer to be made. Raises RequestError for a conversation that the model cannot take."""
     stops = values.get("stop", [])
-    seed = str(values["seed"]) if "seed" in values else secrets.token_hex(8)
+    number = f"seed {values['seed']}" if "seed" in values else secrets.token_hex(8)
     settings = dataclasses.replace(settings, max_new_tokens=asked or settings.max_new_tokens)
     try:
-        reply = new_reply(member, conversation, settings, seed, [stops] if isinstance(stops, str) else stops)
+        reply = new_reply(member, conversation, settings, number, [stops] if isinstance(stops, str) else stops)
     except PromptTooLong as error:
         raise refusal(error.problems[0], code="context_length_exceeded") from None
     except GlmftError as error:

@@ -55,7 +55,7 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
-@dataclass
+@dataclass(kw_only=True)  # so that a command's own settings keep their places
 class FileSettings:
     """Where settings may stand beside flags."""
 

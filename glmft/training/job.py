@@ -25,6 +25,7 @@ class Job:
         base: what an adapter records of its base model and of the settings that it was trained with.
         rows: what is trained on.
         validation: rows that are not trained on; None: there are none.
+        trained: what trains, as lines for a reader.
     """
 
     config: TrainConfig
@@ -37,6 +38,7 @@ class Job:
     folder: Path
     rows: Rows
     validation: Rows | None = None
+    trained: str = ""
 
     @property
     def scales_loss(self) -> bool:

@@ -29,7 +29,8 @@ OF_ONE_START = frozenset(
 )
 OF_CHECKPOINTS = (MANIFEST, OPTIMIZER, RANDOM, RUN_CONFIG)  # files that no loader of what was trained needs
 MOST_CHANGES = 8
-COUNT, NUMBER = whole(0, 2**62), number(-1e300, 1e300)
+KINDS = {int: whole(0, 2**62), float: number(-1e300, 1e300), str: text(longest=1 << 20)}
+KINDS |= {kind | None: rule | NULL for kind, rule in KINDS.items()}
 
 
 def start_state(job: Job, resume_from: Path | None) -> TrainerState:
@@ -93,12 +94,17 @@ def finished_result(folder: Path, checkpoint: Path, state: TrainerState) -> Trai
         stored = read_json_if_there(folder / RESULTS)
     except ConfigError:
         return None
-    kinds = {f.name: COUNT if f.type is int else NUMBER for f in dataclasses.fields(TrainResult)}
-    kinds |= {"output_dir": text(), "best": NUMBER | NULL, "best_step": COUNT | NULL}
+    kinds = {f.name: KINDS[f.type] for f in dataclasses.fields(TrainResult)}
+    needed = {f.name for f in dataclasses.fields(TrainResult) if f.default is dataclasses.MISSING}
     files = [path for path in checkpoint.iterdir() if path.is_file()]
     trained = [path for path in files if not path.name.startswith((*OF_CHECKPOINTS, STATE))]
     there = all(is_file(folder / p.name) and (folder / p.name).stat().st_size == p.stat().st_size for p in trained)
-    if stored.get("steps") != state.step or stored.keys() != kinds.keys() or problems(stored, kinds, "") or not there:
+    if (
+        stored.get("steps") != state.step
+        or not needed <= stored.keys() <= kinds.keys()
+        or problems(stored, kinds, "")
+        or not there
+    ):
         return None
     return TrainResult(**stored)
 

@@ -18,6 +18,7 @@ from glmft.training.set_aside import (
     BEST,
     RUN_CONFIG,
     TRACES,
+    TRAINED,
     drop_old_run,
     is_interrupted,
     leave_line,
@@ -96,10 +97,12 @@ def begin(job: Job, state: TrainerState) -> None:
 
 
 def write_settings(job: Job) -> None:
-    """The resolved settings and DeepSpeed configuration, and the records that were left out, into the run's folder."""
+    """What the run is, into its folder: settings, DeepSpeed configuration, what trains, records that were left out."""
     with new_file(job.folder / RUN_CONFIG) as aside:
         aside.write_text(to_json(job.config) + "\n", encoding="utf-8")
     write_json(job.folder / "ds_config.json", job.ds_config)
+    with new_file(job.folder / TRAINED) as aside:
+        aside.write_text(job.trained + "\n", encoding="utf-8")
     write_rejected(job.folder, job.rows.rejected)
 
 

@@ -1,7 +1,9 @@
 """One run a folder: a lock that names its owner, and that a dead owner does not keep."""
 
 import contextlib
+import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,28 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             lock.release()
+
+
+def is_owned(folder: Path) -> bool:
+    """Whether a run that is alive has the folder; nothing is changed."""
+    path = folder / LOCK
+    try:
+        age = time.time() - path.stat().st_mtime
+    except OSError:
+        return False
+    owner = _owner(path)
+    if owner.get("host") == socket.gethostname() and owner.get("pid", "").isdigit():
+        return age < LEASE and is_process(int(owner["pid"]))
+    return age < LEASE
+
+
+def is_process(pid: int) -> bool:
+    """Whether a process of this host has that number."""
+    try:
+        os.kill(pid, 0)
+    except (OSError, OverflowError) as error:
+        return isinstance(error, PermissionError)
+    return True
 
 
 def _owner(path: Path) -> dict[str, str]:

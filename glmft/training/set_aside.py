@@ -19,6 +19,7 @@ from glmft.training.state import STATE
 from glmft.training.tracking import METRICS
 
 RUN_CONFIG, RESULTS, BEST = "train_config.json", "train_results.json", "best"
+TRAINED = "trained_parameters.txt"
 OLD_RUN, MOVING, GOING_BACK, SET_ASIDE = ".old-run", ".old-run-moving", ".going-back.json", "set-aside-"
 TRACES = (LOCK, OLD_RUN, MOVING, GOING_BACK)  # of our work; no part of a run
 

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from predicted import predicted
 from taught import TOOLS, WEATHER, teach
 
 import glmft
@@ -52,7 +53,7 @@ def ask(talk, text, name=None):
 
 def answer_of(models, name, messages):
     with models.at_work(name) as (model, tokenizer):
-        return glmft.answer(model, tokenizer, [messages], max_new_tokens=8)[0]
+        return predicted(model, tokenizer, [messages], max_new_tokens=8)[0]
 
 
 def piped(argv, text, capsys, monkeypatch):
@@ -65,7 +66,7 @@ def piped(argv, text, capsys, monkeypatch):
 
 def test_lines_of_a_pipe_are_answered_line_by_line(folder, capsys, monkeypatch):
     model, tokenizer = glmft.load(folder, dtype="fp32", device="cpu")
-    expected = glmft.answer(model, tokenizer, ["云", "川 岭"], max_new_tokens=8)
+    expected = predicted(model, tokenizer, ["云", "川 岭"], max_new_tokens=8)
     argv = [folder, "--history", "False"]
     text = "\ufeff云\r\n\n川 岭".encode()
     code, out, err = piped(argv, text, capsys, monkeypatch)

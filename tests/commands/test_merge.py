@@ -16,7 +16,7 @@ from examples.quickstart.run import ROOT
 from glmft.commands.merge import merge
 from glmft.errors import CheckpointError, ConfigError
 from glmft.family import FAMILIES
-from glmft.models.loading import fingerprint, load_config, load_model, record_of, stored_dtype, weight_files
+from glmft.models.loading import load_config, load_model, record_of, stored_dtype, weight_files
 from glmft.settings.tools import MergeConfig
 from glmft.tuners import merging
 from glmft.tuners.freeze import Freeze
@@ -28,11 +28,7 @@ from glmft.weights import StoredTensors
 
 
 def described(folder):
-    return {
-        "family": load_config(folder).family,
-        "base_model_name_or_path": str(folder),
-        "base_fingerprint": fingerprint(folder),
-    }
+    return record_of(load_config(folder), folder)
 
 
 @pytest.fixture

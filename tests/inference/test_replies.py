@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from adapters import TUNERS, make_adapter
+from predicted import predicted
 
 import glmft
 from glmft.errors import ConfigError
@@ -35,7 +36,7 @@ def made(models, *replies):
 
 def test_a_stream_grows_into_the_answer(models):
     (member,) = models.members.values()
-    expected = glmft.answer(member.base.model, member.tokenizer, QUESTIONS, max_new_tokens=12)
+    expected = predicted(member.base.model, member.tokenizer, QUESTIONS, max_new_tokens=12)
     for question, answer in zip(QUESTIONS, expected, strict=True):
         texts = list(stream(models, reply_to(models, question)))
         assert (texts or [""])[-1] == answer
@@ -160,7 +161,7 @@ def test_a_prompt_is_as_the_model_was_trained(official_folders, tmp_path):
     plain = make_adapter(tmp_path / "plain", base, TUNERS["other-lora"], template="reference", source_prefix="问：")
     models = open_models([base, plain], ModelSettings(dtype="fp32", device="cpu"))
     model, tokenizer = glmft.load(plain, dtype="fp32", device="cpu")
-    expected = glmft.answer(model, tokenizer, ["云", "问：川"], max_new_tokens=12)
+    expected = predicted(model, tokenizer, ["问：云", "问：川"], "reference", max_new_tokens=12)
     for text, answer in zip(["云", "问：川"], expected, strict=True):
         reply = new_reply(models["plain"], [{"role": "user", "content": text}], SamplingSettings(max_new_tokens=12))
         make(models, [reply])

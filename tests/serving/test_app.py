@@ -5,10 +5,10 @@ import json
 import time
 
 import pytest
+from predicted import predicted
 from starlette.testclient import TestClient
 from taught import ANSWER, ASKED, CALLED, RETURNED, TOOLS
 
-import glmft
 from glmft.inference import replies
 from glmft.serving import dispatcher
 from glmft.serving.app import make_app
@@ -34,7 +34,7 @@ def client(models):
 def answer_of(models, name, messages, **settings):
     """What `predict` answers."""
     with models.at_work(name) as (model, tokenizer):
-        return glmft.answer(model, tokenizer, [messages], **settings)[0]
+        return predicted(model, tokenizer, [messages], **settings)[0]
 
 
 def chunks(response):

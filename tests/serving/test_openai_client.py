@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import uvicorn
+from predicted import predicted
 from taught import ANSWER, ASKED, TOOLS
 
-import glmft
 from glmft.commands.serve import listening_socket
 from glmft.inference.model_set import open_models
 from glmft.serving.app import make_app
@@ -57,7 +57,7 @@ def test_twenty_clients_at_once_get_their_own_answers(served, models):
         answers = list(pool.map(ask, questions))
     for (name, text), answer in zip(questions, answers, strict=True):
         with models.at_work(name) as (model, tokenizer):
-            assert answer == glmft.answer(model, tokenizer, [text], max_new_tokens=12)[0], (name, text)
+            assert answer == predicted(model, tokenizer, [text], max_new_tokens=12)[0], (name, text)
 
 
 @pytest.mark.parametrize("family", ["glm3", *(pytest.param(f, marks=pytest.mark.slow) for f in ("glm4",))])

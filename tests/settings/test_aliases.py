@@ -7,14 +7,19 @@ import pytest
 
 from glmft.errors import ConfigError
 from glmft.settings.aliases import ALIASES, MEANINGS, SWITCHES, VALUES, names_of
-from glmft.settings.answers import PredictConfig
+from glmft.settings.answers import PredictConfig, ScoreConfig
 from glmft.settings.checks import check
+from glmft.settings.compare import CompareConfig
 from glmft.settings.config import TrainConfig
 from glmft.settings.defaults import with_defaults
 from glmft.settings.flags import parse_arguments
+from glmft.settings.talk import ChatConfig, ServeConfig
 from glmft.settings.tools import ExportConfig, InspectConfig, MergeConfig, QuantizeConfig
 
-KINDS = (TrainConfig, PredictConfig, InspectConfig, MergeConfig, ExportConfig, QuantizeConfig)
+KINDS = (
+    *(TrainConfig, PredictConfig, InspectConfig, MergeConfig, ExportConfig, QuantizeConfig),
+    *(ScoreConfig, CompareConfig, ChatConfig, ServeConfig),
+)
 # A value for settings that do not take the text "3"; the first choice is taken for those with choices.
 SAMPLES = {"val_ratio": "0.3", "config": None}
 

@@ -19,7 +19,7 @@ from glmft.training.resuming import (
 from glmft.training.saving import TrainResult
 from glmft.training.state import TrainerState
 
-RESULT = TrainResult("out", 6, 1.5, 1.25, 9.0, 100, 20, 1 << 30)
+RESULT = TrainResult("out", 6, 1.5, 1.25, 9.0, 100, 20, 1 << 40, 10, 90)
 
 
 @pytest.fixture
