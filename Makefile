@@ -15,7 +15,8 @@ quickstart-ptuning: $(READY)
 
 # Fine-tunes the embedded tiny model in five ways with three seeds each, and puts their figures side by side.
 compare: $(READY)
-	@$(BIN)/glmft compare --tuners examples/quickstart/compare --num_seeds 3 --seed $(SEED) --max_new_tokens 48 \
+	@$(BIN)/glmft compare --tuners examples/quickstart/compare --num_seeds 3 --seed $(SEED) \
+	  --test_path examples/quickstart/test_new_patterns.json --max_samples 100 --max_new_tokens 48 \
 	  --per_device_eval_batch_size 64 --show_first_record False
 
 # Lint and all tests but the slow ones.

@@ -10,12 +10,15 @@ __version__ = "0.1.0"
 # What a notebook needs; each is imported when it is first used, as torch and transformers take seconds.
 _EXPORTS = {
     "GlmftError": "glmft.errors",
+    "CompareConfig": "glmft.settings.compare",
     "ExportConfig": "glmft.settings.tools",
     "InspectConfig": "glmft.settings.tools",
     "MergeConfig": "glmft.settings.tools",
     "PredictConfig": "glmft.settings.answers",
+    "ScoreConfig": "glmft.settings.answers",
     "TrainConfig": "glmft.settings.config",
     "answer": "glmft.inference.generation",
+    "compare": "glmft.commands.compare",
     "export": "glmft.commands.export",
     "inspect_data": "glmft.commands.inspect_data",
     "load": "glmft.inference.loading",
@@ -23,6 +26,7 @@ _EXPORTS = {
     "predict": "glmft.commands.predict",
     "prefix_to_peft": "glmft.inference.loading",
     "quiet": "glmft.commands.quiet",
+    "score": "glmft.commands.score",
     "shipped": "glmft.settings.defaults",
     "text_scores": "glmft.inference.metrics",
     "train": "glmft.commands.train",

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+import glmft
 from glmft.errors import ConfigError
 from glmft.inference.loading import load, locate
 from glmft.models.loading import load_config, load_model, record_of
@@ -91,3 +92,21 @@ def save_adapter(folder, base, family: str, config: TrainConfig | None):
     folder.mkdir()
     tuner.save(model, tuner.state(model), folder, {**record_of(base_config, base), **recorded})
     return folder
+
+
+@pytest.mark.parametrize("family", ["glm", "glm2", "native-glm"])
+def test_a_model_spread_over_devices_answers_as_before(family, all_folders, monkeypatch):
+    """Here over the one device there is: which layers may not be split, and what accelerate is told."""
+    import accelerate.utils
+
+    from glmft.inference.loading import spread
+
+    model, tokenizer = glmft.load(all_folders[family], dtype="fp32", device="cpu")
+    before = glmft.answer(model, tokenizer, ["云川", "岭"], max_new_tokens=4)
+    asked = []
+    monkeypatch.setattr(
+        accelerate.utils, "get_balanced_memory", lambda model, **given: asked.append(given) or {"cpu": 1 << 40}
+    )
+    assert glmft.answer(spread(model).eval(), tokenizer, ["云川", "岭"], max_new_tokens=4) == before
+    [names] = asked[0].values()
+    assert {type(module).__name__ for module in model.modules()} >= set(names) != set()
