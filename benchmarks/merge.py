@@ -52,7 +52,7 @@ def make(folder: Path, layers: int, shard: str) -> None:
 
     model = meta_model(load_config(base, "glm2"))
     unit = UNITS[shard[-2:].upper()]
-    write_streams([stream(n, p.shape) for n, p in model.named_parameters()], base, int(shard[:-2]) * unit)
+    write_streams([stream(n, t.shape) for n, t in model.state_dict().items()], base, int(shard[:-2]) * unit)
     tuner = Lora(16, 32, 0.0, ",".join(MODULES))
     wrapped = tuner.apply(model)
     state = {

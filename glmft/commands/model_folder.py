@@ -23,13 +23,28 @@ def check_target(target: Path, max_shard_size: str) -> None:
         raise ConfigError(f"{target}: exists already; name another folder with --output_dir")
 
 
-def write_model(model: Any, tokenizer: Any, base: Path, target: Path, max_shard_size: str) -> None:
-    """Write a model, its tokenizer and what else its base's folder has. Raises CheckpointError if the disk is full."""
+def write_model(
+    model: Any,
+    tokenizer: Any,
+    base: Path,
+    target: Path,
+    max_shard_size: str,
+    record: dict[str, Any],
+) -> None:
+    """Write a model, its tokenizer and what else its base's folder has.
+
+    Args:
+        record: how it was trained, if it was.
+
+    Raises:
+        CheckpointError: the disk is full.
+    """
     from glmft.models.carried import carry_files, name_official_classes
 
     with refusals_as(target, FREE_SPACE), new_folder(target) as aside:
         model.save_pretrained(aside, max_shard_size=max_shard_size.upper())
         tokenizer.save_pretrained(aside)
+        write_record(record, aside)
         carry_files(base, aside)
         name_official_classes(aside)
 
