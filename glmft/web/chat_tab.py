@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from glmft.errors import ConfigError
+from glmft.inference.sampling import TOP_K
 from glmft.settings.checks import range_problems
 from glmft.web import drawing
 from glmft.web.conversation import Answer, Conversation, Manner, answered, knows_tools, read_tools, tokens_of
@@ -75,9 +76,9 @@ class ChatTab:
             self.sampling = [
                 gr.Number(given.max_new_tokens, label=say("max_new_tokens"), precision=0, min_width=130),
                 gr.Checkbox(given.do_sample, label=say("do_sample"), min_width=130),
-                gr.Number(given.temperature, label=say("temperature"), min_width=130),
-                gr.Number(given.top_p, label=say("top_p"), min_width=130),
-                gr.Number(given.top_k, label=say("top_k"), precision=0, min_width=130),
+                gr.Number(given.temperature or 0, label=say("temperature"), min_width=130),
+                gr.Number(given.top_p or 0, label=say("top_p"), min_width=130),
+                gr.Number(TOP_K if given.top_k is None else given.top_k, label=say("top_k"), precision=0, min_width=130),
                 gr.Number(given.repetition_penalty, label=say("repetition_penalty"), min_width=130),
                 gr.Number(given.seed, label=say("seed"), precision=0, min_width=130),
             ]
@@ -227,8 +228,9 @@ class ChatTab:
             yield
 
     def _sampling(self, values: tuple[Any, ...]) -> Any:
-        given = {name: value for name, value in zip(SAMPLING, values, strict=True) if value is not None}
-        settings = replace(self.site.sampling, **given)
+        given = dict(zip(SAMPLING, values, strict=True))
+        own = {name: given[name] or None for name in ("temperature", "top_p")}  # none: as the model's chat() has it
+        settings = replace(self.site.sampling, **(given | own))
         if problems := range_problems(settings):
             raise ConfigError(problems)
         return settings

@@ -26,7 +26,7 @@ class LearnedFiles:
     def get(self, name: str | None, model: str, settings: dict[str, Any]) -> tuple[Learned, Any]:
         """A file as a model's tokenizer writes it, and that tokenizer. Raises ConfigError, DataError."""
         path, tokenizer = chosen_file(self.site.data, name), self.site.models[model].tokenizer
-        given = {key: value for key, value in settings.items() if value is not None}
+        given = {key: value for key, value in settings.items() if value}
         key = (path, path.stat().st_mtime_ns, model, *sorted(given.items()))
         with self.lock:
             if key not in self.kept:
@@ -55,7 +55,7 @@ def data_tab(page: gr.Blocks, site: Site, say: Say) -> None:
         template = gr.Dropdown(list(TEMPLATES), value="default", label=say("template"), min_width=140)
         loss_on = gr.Dropdown(list(LOSSES), value="flagged", label=say("loss_on"), min_width=140)
         max_len = gr.Number(defaults.max_len, label=say("max_len"), precision=0, minimum=2, min_width=120)
-        max_src_len = gr.Number(defaults.max_src_len, label=say("max_src_len"), precision=0, minimum=4, min_width=120)
+        max_src_len = gr.Number(defaults.max_src_len or 0, label=say("max_src_len"), precision=0, minimum=0, min_width=120)
     record = gr.HTML(elem_id="record")
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
