@@ -190,7 +190,7 @@ def draw(path: Path, rows: Sequence[Row], metric: str) -> None:
     panels[0].set_ylabel(TITLES[metric])
     if has_general:
         _bars(panels[1], ours, f"general/{metric}", base)
-        _finish(panels[1], [row.name for row in ours], "what else the base could do: the rest of it")
+        _finish(panels[1], [row.name for row in ours], "what is left of what the base could do")
     with new_file(path) as aside:
         figure.savefig(aside, format="png", dpi=120)
 
@@ -212,8 +212,7 @@ def _bars(axes: Any, rows: Sequence[Row], name: str, base: Row | None) -> None:
 def _finish(axes: Any, labels: Sequence[str], title: str) -> None:
     axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right", fontsize=8)
     axes.set_xlim(-0.6, len(labels) - 0.4)
-    axes.set_ylim(bottom=0)
-    axes.margins(y=0.15)
+    axes.set_ylim(0, 1.08 * axes.get_ylim()[1])  # room for the figures above the bars
     axes.set_title(title, fontsize=10)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
