@@ -54,9 +54,9 @@ def data_tab(page: gr.Blocks, site: Site, say: Say) -> None:
     with gr.Row(elem_classes="g-controls"):
         template = gr.Dropdown(list(TEMPLATES), value="default", label=say("template"), min_width=140)
         loss_on = gr.Dropdown(list(LOSSES), value="flagged", label=say("loss_on"), min_width=140)
-        max_len = gr.Number(defaults.max_len, label=say("max_len"), precision=0, minimum=2, min_width=120)
-        max_src_len = gr.Number(
-            defaults.max_src_len or 0, label=say("max_src_len"), precision=0, minimum=0, min_width=120
+        max_len, max_src_len = (
+            gr.Number(getattr(defaults, name) or 0, label=say(name), precision=0, minimum=0, min_width=120)
+            for name in ("max_len", "max_src_len")
         )
     record = gr.HTML(elem_id="record")
     with gr.Row():
