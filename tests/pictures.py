@@ -1,6 +1,6 @@
 """The pictures of the page in docs/, made anew of a run folder that holds predictions.
 
-python tests/web/pictures.py output/my-run docs
+python tests/pictures.py output/my-run docs
 """
 
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from browser import DESK, PHONE, Visit, driven, start
 
-BASE = Path(__file__).resolve().parents[2] / "examples" / "quickstart" / "base"
+BASE = Path(__file__).resolve().parents[1] / "examples" / "quickstart" / "base"
 TASK = "你现在是一个信息抽取模型，请抽取文本中的三元组，内部用_连接，之间用\\n分割。文本："
 ASKED = f"{TASK}大家都知道豹虹有个作者，名叫敏勇。"
 TABS = {"data": 1, "run": 2, "predictions": 3}
