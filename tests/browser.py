@@ -65,6 +65,9 @@ class Visit:
         self.page.on("console", lambda line: self.wrong.append(line.text) if line.type == "error" else None)
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on("request", self.look_at)
+        self.page.on(
+            "response", lambda got: self.wrong.append(f"{got.status} {got.url}") if got.status >= 400 else None
+        )
         self.page.goto(address)
         self.page.wait_for_selector("#question textarea, #no-models")
 

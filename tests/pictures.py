@@ -31,7 +31,9 @@ def picture(here: Visit, target: Path, names: list[str]) -> None:
 
 def main(run: Path, target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, driven() as chromium:
-        server, address = start([str(BASE), str(run), "--output_root", str(run.parent)], Path(folder))
+        server, address = start(
+            [str(BASE), str(run), "--output_root", str(run.parent), "--data_path", str(BASE.parent)], Path(folder)
+        )
         try:
             desk = [f"web_{part}" for part in ("chat", *TABS)]
             picture(Visit(chromium, address, DESK), target, desk)

@@ -95,7 +95,7 @@ class ChatTab:
         self.undo.click(self.on_undo, self.conversation, out, **QUIET)
         # A box's own bin empties the whole conversation: it is one.
         gr.on([self.clear.click, *(box.clear for box in self.boxes)], self.on_clear, self.conversation, out, **QUIET)
-        self.halt.click(self.on_stop, None, None, queue=False, **QUIET)
+        self.halt.click(self.on_stop, None, None, **QUIET)
         self.chosen.change(
             lambda chosen: [gr.Chatbot(visible=name in chosen) for name in self.names], self.chosen, self.boxes, **QUIET
         )

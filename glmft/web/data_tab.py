@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -44,9 +45,9 @@ def data_tab(page: gr.Blocks, site: Site, say: Say) -> None:
     if not models or not names:
         gr.HTML(drawing.note(say("no_files" if models else "no_tokenizer")))
         return
-    defaults = InspectConfig()
+    defaults, first = InspectConfig(), next((name for name in names if "train" in Path(name).name), names[0])
     with gr.Row(elem_classes="g-controls"):
-        file = gr.Dropdown(names, value=names[0], label=say("file"), scale=3, elem_id="data-file")
+        file = gr.Dropdown(names, value=first, label=say("file"), scale=3, elem_id="data-file")
         number = gr.Number(
             0, elem_id="data-record", label=say("record"), precision=0, minimum=0, scale=1, min_width=120
         )
