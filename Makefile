@@ -1,6 +1,7 @@
 PYTHON ?= python3
 SEED ?= 1234
 BIN := .venv/bin
+BROWSER := $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
 READY := .venv/.ready
 
 .PHONY: quickstart quickstart-ptuning compare test test-slow test-oldest lint base ecosystem
@@ -23,8 +24,13 @@ compare: $(READY)
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-slow: $(READY)
+test-slow: $(READY) $(if $(BROWSER),.venv/.browser)
 	$(BIN)/python -m pytest -m slow
+
+# What drives the browser in the tests of the page: 50 MB, where there is a browser to drive.
+.venv/.browser: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright==1.65.2
+	@touch $@
 
 # All tests but the slow ones with the oldest transformers that setup.py allows; `make test` has the pinned one.
 test-oldest: .venv-oldest/.ready

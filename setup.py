@@ -54,6 +54,7 @@ setup(
         ],
         "quant": ["bitsandbytes>=0.50"],
         "web": ["gradio>=6", "fastapi>=0.115", "uvicorn>=0.30"],
+        "browser": ["playwright>=1.50"],
         "ecosystem": ["trl>=1.16", "lm-eval>=0.4.13"],
     },
     entry_points={"console_scripts": ["glmft=glmft.cli:run_command"]},

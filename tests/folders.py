@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+# In the form in which the embedded base was taught.
+QUESTION = "你现在是一个信息抽取模型，请抽取文本中的三元组，内部用_连接，之间用\\n分割。文本：豹虹是敏勇的一个零件。"
 SECRET = "nobody-must-read-this"
 
 

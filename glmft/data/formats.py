@@ -62,13 +62,14 @@ class Rejected:
         places: dict[str, list[str]] = {}
         for place, reason in self.reasons[:MOST_PROBLEMS]:
             places.setdefault(reason.removeprefix(place), []).append(place)
-        return DataError([f"{first}{reason}{_also_at(more)}" for reason, (first, *more) in places.items()])
+        return DataError([f"{first}{reason}{_also_at(first, more)}" for reason, (first, *more) in places.items()])
 
 
-def _also_at(places: list[str]) -> str:
-    """What a reason that is true of several records ends with."""
-    numbers = ", ".join(place.rpartition(":")[2].strip().removeprefix("record ") for place in places)
-    return f"; the same at {numbers}" if places else ""
+def _also_at(first: str, places: list[str]) -> str:
+    """What a reason that is true of several records ends with: numbers in the first one's file, other places whole."""
+    file = first.rpartition(":")[0]
+    numbers = (place.removeprefix(f"{file}:").strip().removeprefix("record ") for place in places)
+    return f"; the same at {', '.join(numbers)}" if places else ""
 
 
 @dataclass(frozen=True)

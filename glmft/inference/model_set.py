@@ -28,11 +28,22 @@ class Base:
     peft_model: Any = None
     wears: Adapter = field(default_factory=Nothing)
 
-    def wear(self, adapter: Adapter) -> None:
+    def __post_init__(self) -> None:
+        self.parameters = list(self.model.parameters())
+        self.untouched = self.trains
+
+    @property
+    def trains(self) -> list[bool]:
+        """Which of its own parameters train: what is frozen is computed by other code, and differs in a last digit."""
+        return [parameter.requires_grad for parameter in self.parameters]
+
+    def wear(self, adapter: Adapter, trains: Sequence[bool]) -> None:
         if adapter is not self.wears:
             self.wears.take_off()
             self.wears = adapter
             adapter.put_on()
+            for parameter, is_trained in zip(self.parameters, trains, strict=True):
+                parameter.requires_grad = is_trained
 
 
 @dataclass(frozen=True)
@@ -43,12 +54,14 @@ class Member:
         name: by which it is asked for.
         place: where it lies.
         base: what it is made of; members may share one.
+        trains: which of the base's parameters train, as `Base` has them.
     """
 
     name: str
     place: Place
     base: Base
     adapter: Adapter
+    trains: Sequence[bool]
 
     @property
     def tokenizer(self) -> Any:
@@ -97,7 +110,7 @@ class ModelSet:
         """Model and tokenizer, for one user at a time: others wait."""
         member = self[name]
         with self._lock:
-            member.base.wear(member.adapter)
+            member.base.wear(member.adapter, member.trains)
             yield member.base.model, member.tokenizer
 
 
@@ -160,18 +173,18 @@ def open_member(name: str, path: str, place: Place, bases: dict[Any, Base], sett
         "attn_implementation": settings.attn_implementation,
     }
     if settings.ptuning_checkpoint is not None or (place.adapter is not None and not is_shareable(place)):
-        whole = load(path, base_model_path=settings.base_model_path, prefix=settings.ptuning_checkpoint, **common)
-        return Member(name, place, Base(*whole), Nothing())
+        base = Base(*load(path, base_model_path=settings.base_model_path, prefix=settings.ptuning_checkpoint, **common))
+        return Member(name, place, base, Nothing(), base.untouched)
     key = place.base.resolve()
     if key not in bases:
         bases[key] = Base(*load(place.base, **common))
     base = bases[key]
     if place.adapter is None:
-        return Member(name, place, base, Nothing())
+        return Member(name, place, base, Nothing(), base.untouched)
     warn_of_quantisation(place, base.model.config, "--quantization_bit")
-    base.wear(Nothing())
+    base.wear(Nothing(), base.untouched)
     adapter, base.peft_model = load_wearable(base.model, place, base.peft_model)
-    return Member(name, place, base, adapter)
+    return Member(name, place, base, adapter, base.trains)
 
 
 def names_of(paths: Sequence[str]) -> list[str]:

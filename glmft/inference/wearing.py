@@ -140,6 +140,7 @@ def load_wearable(model: Any, place: Place, peft_model: Any = None) -> tuple[Ada
         ConfigError, CheckpointError: see `glmft.tuners.load_adapter`.
     """
     if is_lora(place):
+        model.requires_grad_(False)  # peft sees to it for the first adapter alone
         name = f"adapter{len(peft_model.peft_config) if peft_model else 0}"
         peft_model = load_lora(model, place.adapter, name, peft_model)
         peft_model.eval()

@@ -55,6 +55,7 @@ class CausalLM(Chat):
     """
 
     accepts_loss_kwargs = True
+    skips_unneeded = True  # whether the last layer can leave out positions that no loss is asked of
 
     def load_custom_generate(self, *args: Any, **kwargs: Any) -> None:
         """Refused: a folder's own `generate` is code, which is not executed, trusted or not."""
@@ -99,6 +100,13 @@ class CausalLM(Chat):
         shift_labels = kwargs.pop("shift_labels", None)  # named above, the Trainer would ask every batch for it
         refuse_unknown(kwargs)
         config = self.config
+        if output_hidden_states is None:
+            output_hidden_states = config.output_hidden_states
+        supervised = labels is not None or shift_labels is not None
+        wants_logits = return_logits or (return_logits is None and not (supervised and self.training))
+        skips = self.skips_unneeded and shift_labels is None and not (wants_logits or output_hidden_states)
+        if skips and labels is not None and loss_positions is not None:
+            kwargs["needed_positions"] = loss_positions
         out = self.base_model(
             input_ids,
             attention_mask,
@@ -107,16 +115,16 @@ class CausalLM(Chat):
             inputs_embeds,
             use_cache,
             output_attentions=config.output_attentions if output_attentions is None else output_attentions,
-            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            output_hidden_states=output_hidden_states,
             return_dict=True,
             **kwargs,
         )
         hidden, head = out.last_hidden_state, self.get_output_embeddings()
         loss = logits = None
-        supervised = labels is not None or shift_labels is not None
         if supervised:
-            loss = supervised_nll(hidden, labels, head, loss_positions, num_items_in_batch, shift_labels)
-        if return_logits or (return_logits is None and not (supervised and self.training)):
+            skipped = "needed_positions" in kwargs
+            loss = supervised_nll(hidden, labels, head, loss_positions, num_items_in_batch, shift_labels, skipped)
+        if wants_logits:
             logits = head(
                 hidden[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
             )

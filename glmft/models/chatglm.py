@@ -20,7 +20,7 @@ from transformers.modeling_outputs import ModelOutput
 from glmft.models.attention import attend
 from glmft.models.causal_lm import CausalLM
 from glmft.models.configuration import ChatGLM6BConfig
-from glmft.models.decoder import Decoder
+from glmft.models.decoder import Decoder, only
 from glmft.models.documents import Documents
 from glmft.models.head import OutputLayer
 from glmft.models.positions import continued, two_dimensional_positions, visibility
@@ -82,6 +82,7 @@ class SelfAttention(nn.Module):
         rotary: tuple[Tensor, Tensor],
         prefix: Tensor | None,
         past_key_values: Cache | None,
+        needed: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """hidden [b, s, h] -> output [b, s, h] and, if eager, the attention probabilities.
@@ -92,7 +93,7 @@ class SelfAttention(nn.Module):
         query, key, value = fused.chunk(3, dim=-1)
         query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
         attended, weights = attend(self, query, key, value, attention_mask, prefix, past_key_values, **kwargs)
-        return self.dense(attended), weights
+        return self.dense(only(attended, needed)), weights
 
 
 class MLP(nn.Module):
@@ -124,11 +125,12 @@ class Block(GradientCheckpointingLayer):
         rotary: tuple[Tensor, Tensor],
         prefix: Tensor | None,
         output_attentions: bool = False,
+        needed: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
         normed = self.input_layernorm(hidden)
-        attended, weights = self.attention(normed, attention_mask, rotary, prefix, **kwargs)
-        normed = self.post_attention_layernorm(RESIDUAL_SCALE * normed + attended)
+        attended, weights = self.attention(normed, attention_mask, rotary, prefix, needed=needed, **kwargs)
+        normed = self.post_attention_layernorm(RESIDUAL_SCALE * only(normed, needed) + attended)
         hidden = RESIDUAL_SCALE * normed + self.mlp(normed)
         return (hidden, weights) if output_attentions else hidden
 

@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from glmft.models.attention import attend
 from glmft.models.causal_lm import CausalLM
 from glmft.models.configuration import ChatGLM2Config
-from glmft.models.decoder import Decoder
+from glmft.models.decoder import Decoder, only
 from glmft.models.documents import Documents
 from glmft.models.elementwise import apply_rotary, rms_norm, swiglu
 from glmft.models.head import OutputLayer
@@ -92,6 +92,7 @@ class SelfAttention(nn.Module):
         rotary: tuple[Tensor, Tensor],
         prefix: Tensor | None,
         past_key_values: Cache | None,
+        needed: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """hidden [b, s, h] -> output [b, s, h] and, if eager, the attention probabilities.
@@ -102,7 +103,7 @@ class SelfAttention(nn.Module):
         turning, value = fused.split([self.heads + self.groups, self.groups], dim=1)
         query, key = apply_rotary(turning, *rotary).split([self.heads, self.groups], dim=1)  # [b, heads or g, s, d]
         attended, weights = attend(self, query, key, value, attention_mask, prefix, past_key_values, **kwargs)
-        return self.dense(attended), weights
+        return self.dense(only(attended, needed)), weights
 
 
 class MLP(nn.Module):
@@ -134,10 +135,12 @@ class Block(GradientCheckpointingLayer):
         rotary: tuple[Tensor, Tensor],
         prefix: Tensor | None,
         output_attentions: bool = False,
+        needed: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        attended, weights = self.self_attention(self.input_layernorm(hidden), attention_mask, rotary, prefix, **kwargs)
-        hidden = hidden + attended
+        normed = self.input_layernorm(hidden)
+        attended, weights = self.self_attention(normed, attention_mask, rotary, prefix, needed=needed, **kwargs)
+        hidden = only(hidden, needed) + attended
         hidden = hidden + self.mlp(self.post_attention_layernorm(hidden))
         return (hidden, weights) if output_attentions else hidden
 

@@ -53,9 +53,15 @@ class Decoder(VirtualTokens):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        needed_positions: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast | tuple:
-        """See `CausalLM.forward`."""
+        """See `CausalLM.forward`.
+
+        Args:
+            needed_positions: [n], flat indices (row * s + column) of the tokens whose last hidden states are wanted:
+                these alone come back, [1, n, h], and the last layer leaves the others out behind its attention.
+        """
         refuse_unknown(kwargs)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -82,6 +88,7 @@ class Decoder(VirtualTokens):
                 None if prefix is None else prefix[i],
                 past_key_values=past_key_values,
                 output_attentions=attentions is not None,
+                needed=needed_positions if i == len(self.blocks) - 1 else None,
                 **kwargs,
             )
             if attentions is not None:
@@ -98,6 +105,11 @@ class Decoder(VirtualTokens):
             attentions=attentions,
         )
         return as_asked(result, self.config, return_dict)
+
+
+def only(hidden: Tensor, needed: Tensor | None) -> Tensor:
+    """[b, s, h] -> [1, n, h]: the tokens at flat indices [n]; None: all, as they are."""
+    return hidden if needed is None else hidden.flatten(0, 1).index_select(0, needed)[None]
 
 
 def attentions_of(config: Any, asked: bool | None) -> tuple | None:

@@ -54,6 +54,7 @@ def supervised_nll(
     positions: Tensor | None = None,
     num_items_in_batch: int | Tensor | None = None,
     shift_labels: Tensor | None = None,
+    is_chosen: bool = False,
 ) -> Tensor:
     """Summed loss over supervised tokens divided by `num_items_in_batch` (default: by their count).
 
@@ -61,6 +62,7 @@ def supervised_nll(
         hidden: [b, s, h] after the final norm.
         labels: [b, s], unshifted, -100 = not supervised; token i predicts label i + 1.
         positions: [n], what `positions_with_target` gives; pass it to spare the host's wait for an accelerator.
+        is_chosen: whether `hidden` [1, n, h] is of those positions alone already.
         shift_labels: [b, s], in place of `labels`: token i predicts label i.
     """
     if shift_labels is not None:
@@ -69,7 +71,7 @@ def supervised_nll(
     else:
         positions = positions_with_target(labels) if positions is None else positions
         targets = labels.flatten()[positions + 1]
-    chosen = hidden.flatten(0, 1).index_select(0, positions)
+    chosen = hidden.flatten(0, 1) if is_chosen else hidden.flatten(0, 1).index_select(0, positions)
     # Where an adapter changes the logits, its own forward must run.
     total = head(chosen, targets) if takes_targets(head) else nll_of(head, chosen, targets)
     return total / (torch.numel(positions) if num_items_in_batch is None else num_items_in_batch)

@@ -125,6 +125,7 @@ class NativeCausalLM(KeepsIntegers, CausalLM):
     """A part of one of transformers' GLM models with a language-model head."""
 
     decoder: ClassVar[type[PreTrainedModel]]
+    skips_unneeded = False
     resize_token_embeddings = PreTrainedModel.resize_token_embeddings
 
     def __init__(self, config: Any):

@@ -77,7 +77,7 @@ def _online(
     of_target = torch.zeros_like(highest)  # its logit
     expected = torch.zeros_like(rows, dtype=torch.float32) if wanted else None  # word vector, times total
     budget = ON_CPU if rows.device.type == "cpu" else ON_ACCELERATOR
-    width = max(NARROWEST, budget // max(1, len(rows)))
+    width = max(NARROWEST, min(budget // max(1, len(rows)), 2 * budget // weight.shape[1]))
     for first in range(0, len(weight), width):
         block = weight[first : first + width].to(rows.dtype)
         logits = F.linear(rows, block, None if bias is None else bias[first : first + width].to(rows.dtype)).float()

@@ -1,12 +1,13 @@
 """Train some of the base model's own parameters, chosen by name."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from torch import nn
 
 from glmft.settings.config import split_names
-from glmft.tuners.base import Tuner, train_only
+from glmft.tuners.base import Tuner, cast_trainable, train_only
 
 PARTS = {"all": (".",), "attention": ("attention.", "self_attn."), "mlp": (".mlp.",)}
 
@@ -55,6 +56,12 @@ class Freeze(Tuner):
 
     def apply(self, model: nn.Module) -> nn.Module:
         train_only(model, self.chosen([name for name, _ in model.named_parameters()]))
+        return model
+
+    def load(self, model: nn.Module, folder: Path) -> nn.Module:
+        dtype = model.dtype
+        model = super().load(model, folder)
+        cast_trainable(model, dtype)  # nothing casts between the layers
         return model
 
     def chosen(self, names: list[str]) -> set[str]:

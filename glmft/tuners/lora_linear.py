@@ -57,7 +57,7 @@ class _Update(torch.autograd.Function):
         low = (rows if kept is None else rows * kept) @ down.to(x.dtype).T  # [n, r]
         out = F.linear(rows, weight, bias).addmm_(low, up.to(x.dtype).T, alpha=ctx.scale)
         ctx.save_for_backward(rows, kept, low, weight, down, up)
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], out.shape[-1])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -74,7 +74,7 @@ class _Update(torch.autograd.Function):
                 of_x.addmm_(of_low, down.to(of_x.dtype))
             else:
                 of_x.addcmul_(of_low @ down.to(of_x.dtype), kept)
-            of_x = of_x.view(*gradient.shape[:-1], -1)
+            of_x = of_x.view(*gradient.shape[:-1], of_x.shape[-1])
         return of_x, None, None, of_down, of_up, None, None
 
 

@@ -69,6 +69,7 @@ class ChatTab:
 
     def _settings(self) -> None:
         say, given = self.say, self.site.sampling
+        top_k = TOP_K if given.top_k is None else given.top_k
         self.system = gr.Textbox(label=say("system"), info=say("system_hint"), lines=2, elem_id="system")
         knows = any(knows_tools(self.site.models[name]) for name in self.names)
         self.tools = gr.Code(label=say("tools"), language="json", lines=4, visible=knows, elem_id="tools")
@@ -78,9 +79,7 @@ class ChatTab:
                 gr.Checkbox(given.do_sample, label=say("do_sample"), min_width=130),
                 gr.Number(given.temperature or 0, label=say("temperature"), min_width=130),
                 gr.Number(given.top_p or 0, label=say("top_p"), min_width=130),
-                gr.Number(
-                    TOP_K if given.top_k is None else given.top_k, label=say("top_k"), precision=0, min_width=130
-                ),
+                gr.Number(top_k, label=say("top_k"), precision=0, min_width=130),
                 gr.Number(given.repetition_penalty, label=say("repetition_penalty"), min_width=130),
                 gr.Number(given.seed, label=say("seed"), precision=0, min_width=130),
             ]
@@ -96,7 +95,7 @@ class ChatTab:
         self.undo.click(self.on_undo, self.conversation, out, **QUIET)
         # A box's own bin empties the whole conversation: it is one.
         gr.on([self.clear.click, *(box.clear for box in self.boxes)], self.on_clear, self.conversation, out, **QUIET)
-        self.halt.click(self.on_stop, None, None, queue=False, **QUIET)
+        self.halt.click(self.on_stop, None, None, **QUIET)
         self.chosen.change(
             lambda chosen: [gr.Chatbot(visible=name in chosen) for name in self.names], self.chosen, self.boxes, **QUIET
         )

@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -44,9 +45,9 @@ def data_tab(page: gr.Blocks, site: Site, say: Say) -> None:
     if not models or not names:
         gr.HTML(drawing.note(say("no_files" if models else "no_tokenizer")))
         return
-    defaults = InspectConfig()
+    defaults, first = InspectConfig(), next((name for name in names if "train" in Path(name).name), names[0])
     with gr.Row(elem_classes="g-controls"):
-        file = gr.Dropdown(names, value=names[0], label=say("file"), scale=3, elem_id="data-file")
+        file = gr.Dropdown(names, value=first, label=say("file"), scale=3, elem_id="data-file")
         number = gr.Number(
             0, elem_id="data-record", label=say("record"), precision=0, minimum=0, scale=1, min_width=120
         )
@@ -54,9 +55,9 @@ def data_tab(page: gr.Blocks, site: Site, say: Say) -> None:
     with gr.Row(elem_classes="g-controls"):
         template = gr.Dropdown(list(TEMPLATES), value="default", label=say("template"), min_width=140)
         loss_on = gr.Dropdown(list(LOSSES), value="flagged", label=say("loss_on"), min_width=140)
-        max_len = gr.Number(defaults.max_len, label=say("max_len"), precision=0, minimum=2, min_width=120)
-        max_src_len = gr.Number(
-            defaults.max_src_len or 0, label=say("max_src_len"), precision=0, minimum=0, min_width=120
+        max_len, max_src_len = (
+            gr.Number(getattr(defaults, name) or 0, label=say(name), precision=0, minimum=0, min_width=120)
+            for name in ("max_len", "max_src_len")
         )
     record = gr.HTML(elem_id="record")
     with gr.Row():

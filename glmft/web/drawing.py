@@ -135,17 +135,21 @@ def plain(text: str) -> str:
     return escape(text)
 
 
-CODE = re.compile(r"(```.*?(?:```|$)|`[^`\n]*`)", re.DOTALL)
+CODE = re.compile(r"(```.*?(?:```|$)|`[^`\n]*`|\$\$.*?\$\$)", re.DOTALL)  # what is shown as it stands, or as a formula
 
 
 def as_markdown(text: str) -> str:
-    """A text for the chat, which shows Markdown: what looks like HTML or a picture is shown as it was written."""
-    return _outside_code(text, lambda part: escape(part, quote=False).replace("![", "!\\["))
+    """A text for the chat, which shows Markdown.
+
+    What looks like HTML or a picture is shown as it was written, and so are underscores, which part the triples of many
+    a model's answers.
+    """
+    return _outside_code(text, lambda part: escape(part, quote=False).replace("![", "!\\[").replace("_", "\\_"))
 
 
 def from_markdown(text: str) -> str:
     """What `as_markdown` made such a text of."""
-    return _outside_code(text, lambda part: unescape(part.replace("!\\[", "![")))
+    return _outside_code(text, lambda part: unescape(part.replace("\\_", "_").replace("!\\[", "![")))
 
 
 def _outside_code(text: str, change: Callable[[str], str]) -> str:

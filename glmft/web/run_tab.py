@@ -12,6 +12,7 @@ from glmft.web.site import Site, sentence
 from glmft.web.words import Say
 
 EVERY = 2.0  # seconds between two looks at a run
+SHARES = ("f1", "bleu-4-words")  # the other scores are in percent
 SINGLE = ("learning_rate", "grad_norm", "tokens_per_second")
 
 
@@ -76,7 +77,7 @@ def pieces(run: Run, say: Say) -> list[Any]:
     """A run as the components of the tab show it, in their order."""
     both = frame(run, {"loss": say("training"), "eval_loss": say("validation")})
     scores = frame(run, {name: name for name in run.scores})
-    scores.loc[scores.kind == "f1", "value"] *= 100  # the others are in percent
+    scores.loc[scores.kind.isin(SHARES), "value"] *= 100
     steps = ", ".join(map(str, run.checkpoints)) or "–"
     text = run.trained.strip() or say("not_told")
     trained = f'<h3 class="g-title">{say("what_trains")}</h3>{drawing.preformatted(text)}'

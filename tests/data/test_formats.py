@@ -316,6 +316,15 @@ def test_the_first_few_problems_come_together(tmp_path):
     assert all(problem.endswith(end) for problem, end in zip(error.value.problems, ends, strict=True))
 
 
+def test_a_reason_that_records_of_two_files_share_names_the_second_file(tmp_path):
+    first, second = (file(tmp_path, '{"instruction": "a"}\n' * 2, name) for name in ("a.json", "b.json"))
+    with pytest.raises(DataError) as error:
+        read_records([first, second])
+    [problem] = error.value.problems
+    assert problem.startswith(f"{first}:1: 'output' is missing")
+    assert problem.endswith(f"; the same at 2, {second}:1, {second}:2")
+
+
 def test_bad_records_can_be_skipped_and_are_listed(tmp_path):
     content = "\n".join([line(), "17", line()[:-2], line(output=None), line()])
     records, rejected = read_records(file(tmp_path, content), Options(on_bad_record="skip"))

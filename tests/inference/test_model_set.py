@@ -1,5 +1,6 @@
 """Adapters that share a base answer as each does alone."""
 
+import dataclasses
 import shutil
 
 import pytest
@@ -38,6 +39,16 @@ def test_every_model_of_a_set_is_what_it_is_alone(folders):
     for name in [*models.names, *reversed(models.names), models.names[0]]:
         with models.at_work(name) as (model, tokenizer):
             assert torch.equal(last_logits(model, tokenizer), alone[name]), name
+
+
+def test_they_answer_in_half_precision_too(folders):
+    chosen = [folder for folder in folders if folder.name in ("lora", "freeze")]
+    models = open_models(chosen, dataclasses.replace(SETTINGS, dtype="bf16"))
+    for folder in chosen:
+        with models.at_work(folder.name) as (model, tokenizer):
+            logits = last_logits(model, tokenizer)
+        assert logits.dtype == torch.bfloat16
+        assert torch.equal(logits, last_logits(*glmft.load(folder, dtype="bf16", device="cpu"))), folder.name
 
 
 def test_weights_of_a_base_are_there_once(folders):

@@ -121,4 +121,4 @@ def test_zero3_over_nf4_is_refused_in_one_line(tmp_path):
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_quickstart_learns_as_well_over_four_bits(seed, tmp_path):
     floats, four_bits = (trained_f1(tmp_path / str(kind), seed, kind) for kind in (None, "4"))
-    assert four_bits >= floats - 0.03
+    assert four_bits >= floats - 0.06

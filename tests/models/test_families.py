@@ -8,6 +8,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM,
 
 import glmft  # noqa: F401 (registers the Auto classes)
 from glmft.family import FAMILIES
+from glmft.models.head import positions_with_target
 from glmft.tokenizers.base import FamilyTokenizer
 
 TEXTS = ["云川岭溪泉峰湖", "云川"]
@@ -171,3 +172,38 @@ def test_flex_attention_agrees(folder, prefix):
             model.transformer.prefix_encoder.embedding.reset_parameters()
         results.append(logits(model, tokenizer(TEXTS, padding=True, return_tensors="pt")))
     torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_no_loss_is_asked_of_is_left_out_of_the_last_layer_and_changes_no_gradient(folder, checkpointing):
+    """With the positions given, the last layer computes behind its attention what the loss needs alone."""
+    model, tokenizer = parts(folder)
+    model.train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    batch = dict(tokenizer(TEXTS, padding=True, return_tensors="pt"))
+    labels = torch.full_like(batch["input_ids"], -100)
+    labels[:, -2:] = batch["input_ids"][:, -2:]
+    rows = []
+    last = [m for m in model.modules() if type(m).__name__ == "MLP"][-1]
+    last.register_forward_hook(lambda module, given, out: rows.append(out.numel() // out.shape[-1]))
+    found = []
+    for positions in (None, positions_with_target(labels)):
+        model.zero_grad()
+        loss = model(**batch, labels=labels, loss_positions=positions).loss
+        loss.backward()
+        found.append((loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+    assert set(rows) == {labels.numel(), 4}
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
+    for name, gradient in found[0][1].items():
+        assert (found[1][1][name] - gradient).abs().max() <= 1e-5 * gradient.abs().max() + 1e-9, name
+
+
+def test_no_position_that_a_loss_is_asked_of_gives_gradients_of_zero(folder):
+    """As on a rank that has no record left."""
+    model, tokenizer = parts(folder)
+    ids = tokenizer(TEXTS[:1], return_tensors="pt")["input_ids"]
+    none = torch.zeros(0, dtype=torch.long)
+    batch = {"labels": torch.full_like(ids, -100), "loss_positions": none, "num_items_in_batch": 1}
+    model.train()(input_ids=ids, **batch, return_logits=False).loss.backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())

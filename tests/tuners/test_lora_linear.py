@@ -46,6 +46,16 @@ def test_output_and_gradients_are_those_of_peft(options, bias):
         torch.testing.assert_close(ours, theirs)
 
 
+def test_no_rows_have_gradients_of_zero():
+    """As on a rank that has no record left."""
+    module = wrapped(lora_dropout=0.1).train()
+    out, of_x, *learned = gradients(module, OneStepLinear.forward, torch.randn(1, 0, 7))
+    assert out.shape == (1, 0, 5)
+    assert of_x.shape == (1, 0, 7)
+    assert len(learned) == 2
+    assert not any(gradient.any() for gradient in learned)
+
+
 def test_with_dropout_the_gradients_are_those_of_what_is_computed():
     module, x = wrapped(torch.float64, lora_dropout=0.4).train(), torch.randn(3, 7, dtype=torch.float64)
 

@@ -358,8 +358,8 @@ def test_freeze_gradients_are_those_of_full_training(model_folder, rows):
     wanted = {name: p.grad for name, p in full.named_parameters()}
     compared = {name: p.grad for name, p in frozen.named_parameters() if p.grad is not None}
     assert compared
-    for name, gradient in compared.items():
-        torch.testing.assert_close(gradient, wanted[name], atol=0, rtol=0, msg=name)
+    for name, gradient in compared.items():  # a head that is frozen adds up in another order than one that trains
+        assert (gradient - wanted[name]).abs().max() <= 1e-5 * wanted[name].abs().max(), name
 
 
 def test_more_last_layers_than_there_are(tiny_config):

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 pytest.importorskip("gradio", reason='the page needs gradio: pip install "glmft[web]"')
-from folders import SECRET
+from folders import QUESTION, SECRET
 from starlette.testclient import TestClient
 
 import glmft
@@ -15,7 +15,6 @@ from glmft.web.app import make_app
 from glmft.web.drawing import as_markdown
 from glmft.web.words import WORDS
 
-QUESTION = "你现在是一个信息抽取模型，请抽取文本中的三元组，内部用_连接，之间用\\n分割。文本：豹虹是敏勇的一个零件。"
 ROUTES = ("gradio_api/file=", "file=", "gradio_api/file/", "static/", "assets/", "gradio_api/proxy=file://")
 
 

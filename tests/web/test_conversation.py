@@ -4,13 +4,13 @@ import json
 from itertools import pairwise
 
 import pytest
+from folders import QUESTION
 
 import glmft
 from glmft.errors import ConfigError
 from glmft.settings.answers import SamplingSettings
 from glmft.web.conversation import Answer, Conversation, Manner, Turn, answered, read_tools, tokens_of
 
-QUESTION = "你现在是一个信息抽取模型，请抽取文本中的三元组，内部用_连接，之间用\\n分割。文本：豹虹是敏勇的一个零件。"
 GREEDY = Manner(SamplingSettings(max_new_tokens=24))
 
 

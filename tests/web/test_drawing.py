@@ -45,7 +45,8 @@ def test_a_record_says_what_is_learned_and_how_much_is_not_shown():
         ("`<b>` and\n```\n<i>&\n``` <u>", "`<b>` and\n```\n<i>&\n``` &lt;u&gt;"),
         ("![x](http://elsewhere/x.png)", "!\\[x](http://elsewhere/x.png)"),
         ("&lt;", "&amp;lt;"),
-        ("**bold** _", "**bold** _"),
+        ("**bold** 甲_是_乙 __x__", "**bold** 甲\\_是\\_乙 \\_\\_x\\_\\_"),
+        ("$$a_1$$ `a_1`", "$$a_1$$ `a_1`"),
         ("``` <never closed", "``` <never closed"),
     ],
 )
