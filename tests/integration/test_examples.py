@@ -61,7 +61,7 @@ def test_the_readme_opens_with_the_two_make_targets():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "count"), [("README.md", 10), ("docs/run.md", 6)])
+@pytest.mark.parametrize(("page", "count"), [("README.md", 9), ("docs/run.md", 6)])
 def test_every_command_and_snippet_of_a_page_runs(page, count, tmp_path):
     """In a copy of the project, with few steps; nothing else is put there.
 
