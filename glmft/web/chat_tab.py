@@ -78,7 +78,9 @@ class ChatTab:
                 gr.Checkbox(given.do_sample, label=say("do_sample"), min_width=130),
                 gr.Number(given.temperature or 0, label=say("temperature"), min_width=130),
                 gr.Number(given.top_p or 0, label=say("top_p"), min_width=130),
-                gr.Number(TOP_K if given.top_k is None else given.top_k, label=say("top_k"), precision=0, min_width=130),
+                gr.Number(
+                    TOP_K if given.top_k is None else given.top_k, label=say("top_k"), precision=0, min_width=130
+                ),
                 gr.Number(given.repetition_penalty, label=say("repetition_penalty"), min_width=130),
                 gr.Number(given.seed, label=say("seed"), precision=0, min_width=130),
             ]

@@ -55,7 +55,9 @@ def data_tab(page: gr.Blocks, site: Site, say: Say) -> None:
         template = gr.Dropdown(list(TEMPLATES), value="default", label=say("template"), min_width=140)
         loss_on = gr.Dropdown(list(LOSSES), value="flagged", label=say("loss_on"), min_width=140)
         max_len = gr.Number(defaults.max_len, label=say("max_len"), precision=0, minimum=2, min_width=120)
-        max_src_len = gr.Number(defaults.max_src_len or 0, label=say("max_src_len"), precision=0, minimum=0, min_width=120)
+        max_src_len = gr.Number(
+            defaults.max_src_len or 0, label=say("max_src_len"), precision=0, minimum=0, min_width=120
+        )
     record = gr.HTML(elem_id="record")
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
