@@ -11,7 +11,10 @@ from torch.nn import functional as F
 
 
 def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """h / sqrt(mean(h^2) + eps) * weight (Zhang and Sennrich, 2019), computed in float32; hidden [..., h]."""
+    """h / sqrt(mean(h^2) + eps) * weight (Zhang and Sennrich, 2019), computed in float32; hidden [..., h].
+
+    The same to the bit whether the weight trains or not.
+    """
     if not weight.requires_grad:
         return _FrozenNorm.apply(hidden, weight, eps)
     wide = hidden.float()
@@ -23,8 +26,7 @@ class _FrozenNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = hidden.float()
-        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        scale = length.square_().div_(wide.shape[-1]).add_(eps).rsqrt_()  # [..., 1]
+        scale = wide.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()  # [..., 1]
         ctx.save_for_backward(hidden, weight, scale)
         return (wide * scale).mul_(weight).to(hidden.dtype)
 

@@ -188,6 +188,8 @@ def load_lora(model: nn.Module, folder: Path, name: str = "default", peft_model:
     """
     from peft import get_peft_model, set_peft_model_state_dict
 
+    from glmft.tuners.lora_linear import in_one_step
+
     given = read_peft_config(folder)
     file = adapter_file(folder)
     require_adapter(StoredTensors([file]), expected_lora(model, given, folder), folder)
@@ -198,6 +200,7 @@ def load_lora(model: nn.Module, folder: Path, name: str = "default", peft_model:
     else:
         peft_model.add_adapter(name, lora_config(given))
     set_peft_model_state_dict(peft_model, state, adapter_name=name)
+    in_one_step(peft_model)  # it then computes to the bit what was trained
     return peft_model
 
 
