@@ -81,3 +81,14 @@ def test_inspect_shows_what_would_be_learned(capsys):
     assert "test.json:1: " in printed
     assert "test.json:4: " in printed
     assert "'[gMASK]': " in printed
+
+
+@pytest.mark.parametrize("command", ["serve", "web"])
+def test_what_is_not_installed_is_named_with_how_to_get_it(command, capsys, monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main([command]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: glmft {command} needs ")
+    assert line.endswith('install with: pip install "glmft[web]"')

@@ -91,7 +91,7 @@ def test_names_are_as_short_as_they_can_be():
     assert names_of(["x/one/best", "x/two/best"]) == ["one/best", "two/best"]
 
 
-@pytest.mark.parametrize(("bias", "start"), [("all", True), ("none", "pissa")])
+@pytest.mark.parametrize(("bias", "start"), [("all", True), pytest.param("none", "pissa", marks=pytest.mark.slow)])
 def test_lora_that_changes_its_base_is_in_memory_by_itself(bias, start, official_folders, tmp_path):
     from peft import LoraConfig, get_peft_model
 

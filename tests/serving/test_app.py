@@ -307,7 +307,7 @@ def in_loop(models, scenario, **settings):
 
 
 async def until(condition):
-    for _ in range(1000):
+    for _ in range(6000):
         if condition():
             return
         await asyncio.sleep(0.01)
@@ -335,14 +335,15 @@ def test_requests_that_wait_are_answered_together_and_too_many_are_refused(model
     assert held.sizes == [1, 3, 1, 1]
 
 
-def test_a_client_that_goes_away_stops_its_answer(models):
+def test_a_client_that_goes_away_stops_its_answer(models, monkeypatch):
     """As a server tells the application: with a message instead of a body."""
     made = []
+    monkeypatch.setattr(type(models["taught"].tokenizer), "stop_ids", [-1])  # the answer has no end
 
     async def scenario(client, dispatcher):
         app = client._transport.app
         gone = asyncio.Event()
-        sent = [{"type": "http.request", "body": json.dumps({**PLAIN, "max_tokens": 8000, "temperature": 2}).encode()}]
+        sent = [{"type": "http.request", "body": json.dumps({**PLAIN, "max_tokens": 8000}).encode()}]
 
         async def receive():
             if sent:
