@@ -44,6 +44,16 @@ def start(arguments: list[str], folder: Path) -> tuple[subprocess.Popen, str]:
     return server, line.split()[4].rstrip(";")
 
 
+def end(server: subprocess.Popen) -> None:
+    """As a signal ends it."""
+    server.terminate()
+    try:
+        server.wait(60)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        raise
+
+
 @contextlib.contextmanager
 def driven() -> Iterator[Any]:
     """The browser."""

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from browser import DESK, PHONE, Visit, driven, start
+from browser import DESK, PHONE, Visit, driven, end, start
 
 BASE = Path(__file__).resolve().parents[1] / "examples" / "quickstart" / "base"
 TASK = "你现在是一个信息抽取模型，请抽取文本中的三元组，内部用_连接，之间用\\n分割。文本："
@@ -40,8 +40,7 @@ def main(run: Path, target: Path) -> None:
             picture(Visit(chromium, address, DESK, "zh-CN"), target, [f"web_zh_{part}" for part in ("chat", "run")])
             picture(Visit(chromium, address, PHONE), target, ["web_phone_chat", "web_phone_run"])
         finally:
-            server.terminate()
-            server.wait(20)
+            end(server)
 
 
 if __name__ == "__main__":

@@ -41,24 +41,10 @@ class LearnedFiles:
 
 def data_tab(page: gr.Blocks, site: Site, say: Say) -> None:
     """Lay the tab out."""
-    names, models = list(data_files(site.data)), site.models.names
-    if not models or not names:
-        gr.HTML(drawing.note(say("no_files" if models else "no_tokenizer")))
+    if not site.models.names or not data_files(site.data):
+        gr.HTML(drawing.note(say("no_files" if site.models.names else "no_tokenizer")))
         return
-    defaults, first = InspectConfig(), next((name for name in names if "train" in Path(name).name), names[0])
-    with gr.Row(elem_classes="g-controls"):
-        file = gr.Dropdown(names, value=first, label=say("file"), scale=3, elem_id="data-file")
-        number = gr.Number(
-            0, elem_id="data-record", label=say("record"), precision=0, minimum=0, scale=1, min_width=120
-        )
-        model = gr.Dropdown(models, value=models[0], label=say("tokenizer_of"), scale=2, visible=len(models) > 1)
-    with gr.Row(elem_classes="g-controls"):
-        template = gr.Dropdown(list(TEMPLATES), value="default", label=say("template"), min_width=140)
-        loss_on = gr.Dropdown(list(LOSSES), value="flagged", label=say("loss_on"), min_width=140)
-        max_len, max_src_len = (
-            gr.Number(getattr(defaults, name) or 0, label=say(name), precision=0, minimum=0, min_width=120)
-            for name in ("max_len", "max_src_len")
-        )
+    chosen, lengths = choices(site, say), limits(say)
     record = gr.HTML(elem_id="record")
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
@@ -84,19 +70,36 @@ def data_tab(page: gr.Blocks, site: Site, say: Say) -> None:
         except Exception as error:
             return "", None, drawing.note(sentence(error, say), "bad")
 
-    inputs, outputs = [file, number, model, template, loss_on, max_len, max_src_len], [report, plot, record]
-    gr.on(
-        [page.load, file.change, model.change, template.change, loss_on.change],
-        show,
-        inputs,
-        outputs,
-        api_visibility="private",
-    )
-    gr.on(
-        [number.submit, number.blur, number.input, max_len.submit, max_len.blur, max_src_len.submit, max_src_len.blur],
-        show,
-        inputs,
-        outputs,
-        api_visibility="private",
-        show_progress="hidden",
-    )
+    file, number, model = chosen
+    template, loss_on, *numbers = lengths
+    inputs, outputs = [*chosen, *lengths], [report, plot, record]
+    typed = [number.input, *(event for box in (number, *numbers) for event in (box.submit, box.blur))]
+    picked = [box.change for box in (file, model, template, loss_on)]
+    gr.on([page.load, *picked], show, inputs, outputs, api_visibility="private")
+    gr.on(typed, show, inputs, outputs, api_visibility="private", show_progress="hidden")
+
+
+def choices(site: Site, say: Say) -> list[Any]:
+    """File, record, and the model whose tokenizer reads it."""
+    names, models = list(data_files(site.data)), site.models.names
+    first = next((name for name in names if "train" in Path(name).name), names[0])
+    with gr.Row(elem_classes="g-controls"):
+        return [
+            gr.Dropdown(names, value=first, label=say("file"), scale=3, elem_id="data-file"),
+            gr.Number(0, label=say("record"), precision=0, minimum=0, scale=1, min_width=120, elem_id="data-record"),
+            gr.Dropdown(models, value=models[0], label=say("tokenizer_of"), scale=2, visible=len(models) > 1),
+        ]
+
+
+def limits(say: Say) -> list[Any]:
+    """Template, answers that are learned, and the lengths."""
+    defaults = InspectConfig()
+    with gr.Row(elem_classes="g-controls"):
+        return [
+            gr.Dropdown(list(TEMPLATES), value="default", label=say("template"), min_width=140),
+            gr.Dropdown(list(LOSSES), value="flagged", label=say("loss_on"), min_width=140),
+            *(
+                gr.Number(getattr(defaults, name) or 0, label=say(name), precision=0, minimum=0, min_width=120)
+                for name in ("max_len", "max_src_len")
+            ),
+        ]

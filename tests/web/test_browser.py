@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from browser import DESK, PHONE, WATCH, Visit, driven, executable, start
+from browser import DESK, PHONE, WATCH, Visit, driven, end, executable, start
 from folders import QUESTION, make_predictions, make_run
 
 pytest.importorskip("playwright", reason="needs playwright, which make test-slow brings where a browser is installed")
@@ -26,8 +26,7 @@ def address(web_config, workplace, tmp_path_factory):
     arguments = [*web_config.paths, "--output_root", web_config.output_root, "--data_path", web_config.data_path]
     server, address = start([*arguments, "--max_new_tokens", "24", "--dtype", "fp32"], folder)
     yield address
-    server.terminate()
-    assert server.wait(20) is not None
+    end(server)
     assert "Traceback" not in (folder / "web-errors.txt").read_text()
 
 
@@ -176,8 +175,7 @@ def test_a_lost_connection_is_a_sentence(chromium, web_config, tmp_path):
     server, address = start(["--output_root", str(tmp_path / "output"), "--language", "zh"], tmp_path)
     here = Visit(chromium, address)
     assert here.page.url.endswith("/zh/")
-    server.terminate()
-    server.wait(20)
+    end(server)
     here.page.fill("#question textarea", "云")
     here.page.click("#send")
     here.page.get_by_text("连接").first.wait_for()
@@ -197,5 +195,4 @@ def test_whoever_does_not_know_the_key_sees_nothing(chromium, tmp_path):
                 page.locator(".bot.message").first.wait_for()
             context.close()
     finally:
-        server.terminate()
-        server.wait(20)
+        end(server)
