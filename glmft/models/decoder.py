@@ -13,7 +13,12 @@ from glmft.models.prefix import VirtualTokens
 
 
 class Decoder(VirtualTokens):
-    """A part of a `PreTrainedModel` that names its layers: `blocks`, `last_norm` and `geometry`."""
+    """A part of a `PreTrainedModel` that names its layers: `blocks`, `last_norm` and `geometry`.
+
+    Args of a forward pass, beside those of `CausalLM`:
+        needed_positions: [n], flat indices (row * s + column) of the tokens whose last hidden states are wanted: these
+            alone come back, [1, n, h], and the last layer leaves the others out behind its attention.
+    """
 
     last_state_is_normed = False  # whether the last of the hidden states is the one after the final norm
 
@@ -56,16 +61,10 @@ class Decoder(VirtualTokens):
         needed_positions: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast | tuple:
-        """See `CausalLM.forward`.
-
-        Args:
-            needed_positions: [n], flat indices (row * s + column) of the tokens whose last hidden states are wanted:
-                these alone come back, [1, n, h], and the last layer leaves the others out behind its attention.
-        """
+        """See `CausalLM.forward`, and the class."""
         refuse_unknown(kwargs)
-        output_hidden_states = (
-            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        )
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         attentions = attentions_of(self.config, output_attentions)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -73,11 +72,13 @@ class Decoder(VirtualTokens):
         documents = Documents.of(self.config, kwargs.pop("documents", None), kwargs.pop("contexts", None))
         # Before a cache is made: with one, transformers no longer looks for packed documents in the positions.
         mask, rotary = self.geometry(hidden, input_ids, attention_mask, position_ids, past_key_values, documents)
-        use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         prefix = self.prefix(hidden.dtype, past_key_values, len(documents.lengths) if documents else len(hidden))
-        mask = mask if prefix is None else mask_with_prefix(mask, prefix.shape[-2])
+        if prefix is not None:
+            mask = mask_with_prefix(mask, prefix.shape[-2])
         states = (hidden,)
         for i, layer in enumerate(self.blocks):
             hidden = layer(
