@@ -13,7 +13,12 @@ from glmft.models.prefix import VirtualTokens
 
 
 class Decoder(VirtualTokens):
-    """A part of a `PreTrainedModel` that names its layers: `blocks`, `last_norm` and `geometry`."""
+    """A part of a `PreTrainedModel` that names its layers: `blocks`, `last_norm` and `geometry`.
+
+    Args of a forward pass, beside those of `CausalLM`:
+        needed_positions: [n], flat indices (row * s + column) of the tokens whose last hidden states are wanted: these
+            alone come back, [1, n, h], and the last layer leaves the others out behind its attention.
+    """
 
     last_state_is_normed = False  # whether the last of the hidden states is the one after the final norm
 
@@ -56,12 +61,7 @@ class Decoder(VirtualTokens):
         needed_positions: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast | tuple:
-        """See `CausalLM.forward`.
-
-        Args:
-            needed_positions: [n], flat indices (row * s + column) of the tokens whose last hidden states are wanted:
-                these alone come back, [1, n, h], and the last layer leaves the others out behind its attention.
-        """
+        """See `CausalLM.forward`, and the class."""
         refuse_unknown(kwargs)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
