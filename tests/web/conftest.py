@@ -23,7 +23,8 @@ def workplace(tmp_path_factory) -> Path:
         {"instruction": "抽取：", "input": f"云{i}", "output": f"{a}_是_{b}"}
         for i, (a, b) in enumerate(["甲乙", "丙丁"])
     ]
-    (place / "data" / "two.json").write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
+    lines = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    (place / "data" / "two.json").write_text(lines, encoding="utf-8")
     (place / "secret.txt").write_text(SECRET)
     (place / "secret.json").write_text(json.dumps([{"instruction": SECRET, "input": "", "output": SECRET}]))
     return place
