@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from glmft.errors import CheckpointError, ConfigError
-from glmft.models.stored import tied_names
+from glmft.models.stored import is_finite, tied_names
 from glmft.tuners.base import ADAPTER_WEIGHTS, require_adapter
 from glmft.tuners.lora import bare_lora, shapes_in_files
 from glmft.tuners.peft_config import adapter_file, read_peft_config
@@ -81,11 +81,10 @@ def _parts(base: Stream, changes: list[tuple[float, Change]], dtype: torch.dtype
                 new = changes[0][1](wide, first, end)
             else:
                 new = wide + sum(share * (change(wide, first, end) - wide) for share, change in changes)
-            if not new.isfinite().all():
-                raise CheckpointError(f"{base.name}: the merged weights are not finite; the adapter is damaged")
             rounded = new.to(dtype)
-            if not rounded.isfinite().all():
-                raise CheckpointError(f"{base.name}: the merged weights do not fit {dtype}, the base's format")
+            if not is_finite(rounded):
+                why = f"do not fit {dtype}, the base's format" if is_finite(new) else "are not finite"
+                raise CheckpointError(f"{base.name}: the merged weights {why}; the adapter may be damaged")
             yield rounded
             first = end
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -294,6 +295,8 @@ def test_a_disk_without_room_and_another_base_are_one_line(adapter, model_folder
 
 KILLED = """
 import glmft, sys
+glmft.quiet()
+import glmft.inference.verification, glmft.tokenizers.loading, glmft.tuners.merging
 from glmft.commands.merge import merge
 from glmft.settings.tools import MergeConfig
 print("ready", flush=True)
@@ -304,27 +307,30 @@ merge(MergeConfig(model_dir=sys.argv[1]))
 @pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_no_half_folder(official_folders, tmp_path):
     trained(Lora(2, 4, 0.0, "all-linear"), official_folders["glm2"], tmp_path / "run")
-    whole = merge(MergeConfig(model_dir=str(tmp_path / "run"), output_dir=str(tmp_path / "whole")))
-    expected = {path.name: path.read_bytes() for path in whole.iterdir() if path.is_file()}
-    appeared = 0
+    target = tmp_path / "run" / "merged"
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "run")]
+
+    def run(seconds):
+        """Merge, and kill it after a time; how long it took."""
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True) as process:
+            process.stdout.readline()
+            began = time.monotonic()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
+            process.kill()
+        return time.monotonic() - began
+
+    took = run(None)
+    expected = {path.name: path.read_bytes() for path in target.iterdir() if path.is_file()}
     for i in range(12):
-        shutil.rmtree(tmp_path / "run" / "merged", ignore_errors=True)
-        process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(tmp_path / "run")], stdout=subprocess.PIPE, cwd=ROOT, text=True
-        )
-        process.stdout.readline()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(4.0 + 0.35 * i)
-        process.kill()
-        process.wait()
-        process.stdout.close()
-        target = tmp_path / "run" / "merged"
+        shutil.rmtree(target, ignore_errors=True)
+        run(took * (i + 1) / 12)
         if target.exists():
-            appeared += 1
             assert {path.name: path.read_bytes() for path in target.iterdir() if path.is_file()} == expected
-    if not appeared:
-        merge(MergeConfig(model_dir=str(tmp_path / "run")))
-    assert not list((tmp_path / "run").glob(".writing-*")) or not appeared
+    shutil.rmtree(target, ignore_errors=True)
+    run(None)
+    assert {path.name: path.read_bytes() for path in target.iterdir() if path.is_file()} == expected
+    assert not list((tmp_path / "run").glob(".writing-*"))
 
 
 def test_missing_folders_and_foreign_adapters_are_one_line(adapter, model_folder, tmp_path):
