@@ -122,8 +122,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "question_column": ("Question", "问题"),
     "number": ("#", "#"),
     "click_row": (
-        "Click a row to read it whole; click a score's name to sort by it.",
-        "点击一行可看全文；点击得分名称可排序。",
+        "Click a row to read it whole; the menu ⋮ of a score's name sorts by it.",
+        "点击一行可看全文；得分名称旁的 ⋮ 菜单可排序。",
     ),
     "first_rows": ("The first {} records are shown.", "只显示前 {} 条记录。"),
     "questions_from": ("The questions are those of {}.", "问题取自 {}。"),

@@ -124,22 +124,6 @@ def test_the_tabs_of_data_runs_and_predictions_show_what_is_there(visit, size):
     assert here.fits()
 
 
-def test_predictions_are_sorted_by_a_score(visit):
-    here = visit()
-    here.open(3)
-    cells = here.page.locator("#predictions [role=gridcell]:visible, #predictions td:visible")
-    here.wait_for(lambda: cells.count() > 8)
-
-    def numbers() -> list[str]:
-        texts = cells.all_inner_texts()
-        return [texts[i].strip() for i in range(0, len(texts), len(texts) // 2)]
-
-    assert numbers() == ["0", "1"]
-    header = here.page.locator("#predictions").get_by_text("f1", exact=True).locator("visible=true").first
-    header.click()
-    here.wait_for(lambda: numbers() == ["1", "0"])
-
-
 def test_a_running_run_is_drawn_as_it_goes_on_and_a_new_one_is_found(visit, workplace):
     here = visit()
     here.open(2)
