@@ -72,6 +72,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     problems = length_problems(config) + range_problems(config) + _contradictions(config)
     if problems:
         raise ConfigError(problems)
+    place = locate(config.model_name_or_path, config.base_model_path)  # before libraries that take seconds to import
     quiet()
     if idle := idle_settings(config):
         logging.getLogger("glmft").warning(f"warning: {', '.join(idle)}: without effect; give --do_sample too")
@@ -79,7 +80,6 @@ def predict(config: PredictConfig) -> dict[str, Any]:
         return {"answer": answer_one(config)} if is_main() else {}
     with contextlib.ExitStack() as stack:
         sources = _sources(config, stack)
-        place = locate(config.model_name_or_path, config.base_model_path)
         folder = prediction_folder(config, place.trained_folder)
         config, lines = as_trained(config, place.trained_with)
         world = join(config.device, config.dtype)

@@ -27,6 +27,8 @@ from glmft.tuners.prefix import Prefix
 from glmft.tuners.prompt import Prompt
 from glmft.weights import StoredTensors
 
+SLOW = pytest.mark.slow
+
 
 def described(folder):
     return record_of(load_config(folder), folder)
@@ -67,18 +69,21 @@ def test_the_merged_model_is_complete_and_computes_what_the_adapter_does(adapter
     assert tokenizer("云川")["input_ids"]
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "native-glm", "native-glm4"])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"use_rslora": True},
-        {"use_dora": True},
-        {"init_lora_weights": "pissa"},
-        {"modules_to_save": "final_layernorm"},
-    ],
-    ids=str,
-)
+KINDS = [
+    {},
+    {"use_rslora": True},
+    {"use_dora": True},
+    {"init_lora_weights": "pissa"},
+    {"modules_to_save": "final_layernorm"},
+]
+OF_FAMILIES = [
+    pytest.param(options, family, id=f"{options}-{family}", marks=[] if not options or family == "glm2" else SLOW)
+    for options in KINDS
+    for family in [*FAMILIES, "native-glm", "native-glm4"]
+]
+
+
+@pytest.mark.parametrize(("options", "family"), OF_FAMILIES)
 def test_every_kind_of_lora_merges_on_every_family(options, family, all_folders, tmp_path):
     """Folders of both layouts, sharded, in half precision, which the merged model stays in."""
     base = all_folders[family]

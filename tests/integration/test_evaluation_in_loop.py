@@ -71,7 +71,7 @@ def test_a_run_stops_when_patience_ends_and_keeps_the_best(uneven, tmp_path):
     codes, printed = train([*flags, "--resume", "yes"], 2, tmp_path)
     assert codes == [0, 0], printed
     assert sorted(p.name for p in out.glob("checkpoint-*")) == sorted({f"checkpoint-{best}", f"checkpoint-{last}"})
-    assert f"trained {last} steps" in printed  # nothing is left to do
+    assert f"is finished: {last} of 60 steps" in printed
 
 
 @pytest.mark.parametrize(
