@@ -27,13 +27,13 @@ def make(folder: Path, layers: int, shard: str) -> None:
     import torch
 
     from examples.official_layout import CONFIGS, SMALL, make_checkpoint, sentencepiece_model
-    from examples.quickstart.make_base import corpus, world_characters
+    from examples.quickstart.make_base import CHARACTERS, corpus
     from glmft.commands.model_folder import UNITS
     from glmft.models.loading import load_config, meta_model, record_of
     from glmft.tuners.lora import Lora
     from glmft.weights import Stream, write_streams
 
-    vocabulary = sentencepiece_model("glm2", corpus(), world_characters())
+    vocabulary = sentencepiece_model("glm2", corpus(), CHARACTERS)
     base = make_checkpoint(folder / "base", "glm2", vocabulary, SMALL["glm2"])
     for file in base.glob("*model*.bin*"):
         file.unlink()
