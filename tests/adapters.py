@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from glmft.models.loading import fingerprint, load_config, load_model
+from glmft.models.loading import fingerprint, load_config, load_model, record_of
 from glmft.tuners.base import Tuner
 from glmft.tuners.freeze import Freeze
 from glmft.tuners.lora import Lora
@@ -44,3 +44,12 @@ def make_adapter(folder: Path, base: Path, tuner: Tuner, seed: int = 5, **traine
     described |= {"family": load_config(base).family, "trained_with": trained_with or None}
     tuner.save(model, tuner.state(model), folder, described)
     return folder
+
+
+def trained(tuner: Tuner, base: Path, folder: Path, seed: int = 2, scale: float = 0.05) -> Any:
+    """The model itself, which stands saved in a new folder as a run leaves it."""
+    model = tuner.apply(load_model(load_config(base), base, torch.float32)).eval()
+    disturb(model, seed, scale)
+    folder.mkdir()
+    tuner.save(model, tuner.state(model), folder, record_of(load_config(base), base))
+    return model

@@ -19,7 +19,7 @@ from glmft.commands.quiet import quiet
 from glmft.errors import ConfigError
 from glmft.family import PEFT_JSON
 from glmft.files import new_folder, refusals_as, write_json
-from glmft.inference.loading import Place
+from glmft.inference.loading import Place, prefix_to_peft
 from glmft.reading import read_json
 from glmft.settings.tools import ExportConfig
 
@@ -148,7 +148,7 @@ def to_peft(
     if len(places) > 1 or places[0][1] != 1:
         raise ConfigError("--to peft: takes one adapter; merge several with --to official or transformers")
     if place.adapter is not None and place.train_type in ("ptuning", None):
-        prefix_for_peft(place, target)
+        prefix_to_peft(place.adapter, target, place.base)
         return
     if place.adapter is None or place.train_type != "lora":
         raise ConfigError(f"{place.adapter or place.base}: peft has no form for it; take --to official or transformers")
@@ -164,12 +164,6 @@ def to_peft(
             file = adapter_file(place.adapter)
             shutil.copyfile(file, aside / file.name)
             report(f"on the modules of {place.base}, as they are called there")
-
-
-def prefix_for_peft(place: Place, target: Path) -> None:
-    from glmft.inference.loading import prefix_to_peft
-
-    prefix_to_peft(place.adapter, target, place.base)
 
 
 def to_official_ptuning(place: Place, config: ExportConfig, target: Path, report: Callable[[str], Any]) -> None:

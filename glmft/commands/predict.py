@@ -77,7 +77,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     if idle := idle_settings(config):
         logging.getLogger("glmft").warning(f"warning: {', '.join(idle)}: without effect; give --do_sample too")
     if config.prompt is not None:
-        return {"answer": answer_one(config)} if is_main() else {}
+        return {"answer": answer_one(config, place)} if is_main() else {}
     with contextlib.ExitStack() as stack:
         sources = _sources(config, stack)
         folder = prediction_folder(config, place.trained_folder)
@@ -105,13 +105,13 @@ def _contradictions(config: PredictConfig) -> list[str]:
 # ---------------------------------------------------------------------------------------------------- one question
 
 
-def answer_one(config: PredictConfig) -> str:
+def answer_one(config: PredictConfig, place: Place) -> str:
     """The answer to `config.prompt`; all else goes to standard error. Raises ConfigError, CheckpointError."""
     from glmft.data.dataset import lengths_of
     from glmft.inference.generation import AnswerReport, answer
 
     question = standard_input() if config.prompt == "-" else config.prompt
-    config, lines = as_trained(config, locate(config.model_name_or_path, config.base_model_path).trained_with)
+    config, lines = as_trained(config, place.trained_with)
     print(*lines, sep="\n", end="\n" * bool(lines), file=sys.stderr, flush=True)
     (model, tokenizer), report = load_for(config), AnswerReport()
     longest = lengths_of(config, tokenizer.family).longest_prompt

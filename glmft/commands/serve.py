@@ -1,6 +1,7 @@
 """`glmft serve`: models behind OpenAI's API."""
 
 import socket
+from typing import Any
 
 from glmft.commands.extras import need
 from glmft.commands.quiet import quiet
@@ -19,21 +20,26 @@ def serve(config: ServeConfig) -> None:
     need("glmft serve", "fastapi", "uvicorn")
     quiet()
     with listening_socket(config) as listening:
-        import uvicorn
-
         from glmft.inference.model_set import open_models
         from glmft.serving.app import make_app
 
         app = make_app(open_models(config.all_paths, config), config)
         names = ", ".join(app.state.dispatcher.models.names)
         print(f"serving {names} at {address(config, listening)}/v1; Ctrl-C ends it", flush=True)
-        settings = uvicorn.Config(
-            app, log_level="critical", access_log=False, timeout_graceful_shutdown=3, server_header=False
-        )
-        try:
-            uvicorn.Server(settings).run(sockets=[listening])
-        except KeyboardInterrupt:
-            print("ended", flush=True)
+        serve_until_signal(app, listening, 3)
+
+
+def serve_until_signal(app: Any, listening: socket.socket, patience: int) -> None:
+    """Answer requests of an ASGI application until a signal comes, and those that run then for `patience` seconds."""
+    import uvicorn
+
+    settings = uvicorn.Config(
+        app, log_level="critical", access_log=False, timeout_graceful_shutdown=patience, server_header=False
+    )
+    try:
+        uvicorn.Server(settings).run(sockets=[listening])
+    except KeyboardInterrupt:
+        print("ended", flush=True)
 
 
 def listening_socket(settings: ServingSettings) -> socket.socket:

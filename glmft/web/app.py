@@ -5,7 +5,7 @@ from typing import Any
 
 from glmft.commands.extras import need
 from glmft.commands.quiet import quiet
-from glmft.commands.serve import address, listening_socket
+from glmft.commands.serve import address, listening_socket, serve_until_signal
 from glmft.errors import ConfigError
 from glmft.settings.web import WebConfig
 
@@ -29,19 +29,11 @@ def web(config: WebConfig) -> None:
     need("glmft web", "gradio", "fastapi", "uvicorn")
     quiet()
     with listening_socket(config) as listening:
-        import uvicorn
-
         from glmft.inference.model_set import open_models
 
         app = make_app(config, open_models(config.all_paths, config, tolerant=True))
         print(f"the page is at {address(config, listening)}; Ctrl-C ends it", flush=True)
-        settings = uvicorn.Config(
-            app, log_level="critical", access_log=False, timeout_graceful_shutdown=1, server_header=False
-        )
-        try:
-            uvicorn.Server(settings).run(sockets=[listening])
-        except KeyboardInterrupt:
-            print("ended", flush=True)
+        serve_until_signal(app, listening, 1)
 
 
 def make_app(config: WebConfig, models: Any) -> Any:

@@ -9,13 +9,14 @@ import sys
 import pytest
 import torch
 import transformers
+from adapters import trained
 from peft import PeftModel
 
 import glmft
 from glmft.cli import main
 from glmft.commands.export import export
 from glmft.errors import ConfigError
-from glmft.models.loading import load_config, load_model, record_of
+from glmft.models.loading import load_config, load_model
 from glmft.settings.tools import ExportConfig
 from glmft.tokenizers.loading import load_tokenizer
 from glmft.tokenizers.to_fast import fast_tokenizer
@@ -39,19 +40,6 @@ TEXTS = (
     "<0x0A>",
     "\x00\r\t",
 )
-
-
-def trained(tuner, base, folder):
-    """An adapter folder, and the model that it is of."""
-    model = tuner.apply(load_model(load_config(base), base, torch.float32)).eval()
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    folder.mkdir()
-    tuner.save(model, tuner.state(model), folder, record_of(load_config(base), base))
-    return model
 
 
 def logits(model, ids=IDS):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from adapters import trained
 from safetensors.torch import load_file
 
 import glmft
@@ -90,15 +91,8 @@ def test_every_kind_of_lora_merges_on_every_family(options, family, all_folders,
     if family.startswith("native"):
         options = {name: "norm" if name == "modules_to_save" else value for name, value in options.items()}
     tuner = Lora(2, 4, 0.0, "all-linear", **options)
-    model = tuner.apply(load_model(load_config(base), base, torch.float32)).eval()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.02 * torch.randn_like(parameter))
     folder = tmp_path / "adapter"
-    folder.mkdir()
-    tuner.save(model, tuner.state(model), folder, described(base))
+    model = trained(tuner, base, folder, seed=1, scale=0.02)
     merged, tokenizer = glmft.load(merge(MergeConfig(model_dir=str(folder))), dtype="fp32", device="cpu")
     batch = tokenizer(["云川岭溪"], return_tensors="pt")
     with torch.no_grad():
@@ -134,19 +128,6 @@ def test_the_merged_weights_keep_the_bases_number_format(model_folder, tmp_path)
     from safetensors.torch import load_file
 
     assert {t.dtype for n, t in load_file(out / "model.safetensors").items() if "inv_freq" not in n} == {torch.float16}
-
-
-def trained(tuner, base, folder):
-    """A folder of a tuner whose weights were moved, and the model that it is of."""
-    model = tuner.apply(load_model(load_config(base), base, torch.float32)).eval()
-    torch.manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    folder.mkdir()
-    tuner.save(model, tuner.state(model), folder, record_of(load_config(base), base))
-    return model
 
 
 def logits_of(model, tokenizer):
