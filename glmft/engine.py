@@ -7,7 +7,7 @@ tokens of the whole step, so it does not depend on how the rows were split.
 
 import contextlib
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -183,15 +183,19 @@ def is_log_step(state: TrainerState, config: TrainConfig) -> bool:
 
 def is_save_step(state: TrainerState, plan: Plan, config: TrainConfig) -> bool:
     """Every `save_model_step`, else at each epoch's end; when the watched metric was never better; and at the end."""
-    regular = state.step % in_steps(config.save_model_step or plan.steps_per_epoch, state.total_steps) == 0
+    regular = state.step % save_interval(state, plan, config) == 0
     return regular or is_over(state, config) or (config.save_best is not None and state.best_step == state.step)
 
 
 def saves_to_come(state: TrainerState, plan: Plan, config: TrainConfig) -> int:
     """Checkpoints that are written from here on, but for those of a best metric."""
-    ahead = range(state.step + 1, state.total_steps + 1)
-    steps = (replace(state, step=step, waited=0, best_step=None) for step in ahead)
-    return sum(is_save_step(step, plan, config) for step in steps)
+    interval = save_interval(state, plan, config)
+    ends_between = state.step < state.total_steps and state.total_steps % interval > 0
+    return state.total_steps // interval - state.step // interval + ends_between
+
+
+def save_interval(state: TrainerState, plan: Plan, config: TrainConfig) -> int:
+    return in_steps(config.save_model_step or plan.steps_per_epoch, state.total_steps)
 
 
 def is_eval_step(state: TrainerState, plan: Plan, config: TrainConfig) -> bool:
