@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from adapters import disturb
 from encoding import encoded
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -97,15 +98,6 @@ def described(folder):
     }
 
 
-def disturb(model):
-    """Stand-in for training: move everything that trains."""
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-
-
 def test_exactly_the_tuners_own_parameters_train_in_float32(case, model_folder):
     tuner, owned = case
     model = tuner.apply(base(model_folder, torch.bfloat16))
@@ -137,7 +129,7 @@ def test_a_saved_adapter_needs_nothing_but_its_folder(name, model_folder, tmp_pa
     tuner, folder = tuner_of(name, model_folder), tmp_path / "adapter"
     folder.mkdir()
     model = tuner.apply(base(model_folder)).eval()
-    disturb(model)
+    disturb(model, scale=0.1)
     tuner.save(model, tuner.state(model), folder, described(model_folder))
     loaded, _ = glmft.load(folder, dtype="fp32", device="cpu")
     exact = {} if "pissa" in name else {"atol": 0, "rtol": 0}  # PiSSA is saved as another sum of the same matrices
@@ -151,7 +143,7 @@ def test_a_saved_adapter_needs_nothing_but_its_folder(name, model_folder, tmp_pa
 def test_answers_do_not_depend_on_the_batch(case, num_beams, model_folder):
     """Whatever tuner: among longer prompts, padded on the left, an answer is the one it is alone."""
     model, tokenizer = case[0].apply(base(model_folder)).eval(), load_tokenizer(model_folder)
-    disturb(model)
+    disturb(model, scale=0.1)
     queries = ["云川岭溪泉峰湖岛林松柏梅", "云", "兰竹菊荷", "岭溪泉峰湖岛"]
     options = {"max_new_tokens": 6, "num_beams": num_beams}
     alone = [glmft.answer(model, tokenizer, [query], **options)[0] for query in queries]
@@ -160,7 +152,7 @@ def test_answers_do_not_depend_on_the_batch(case, num_beams, model_folder):
 
 def test_a_full_checkpoint_is_a_model_folder(model_folder, tmp_path, rows):
     model = Full().apply(base(model_folder)).eval()
-    disturb(model)
+    disturb(model, scale=0.1)
     Full().save(model, Full().state(model), tmp_path / "out", {})
     torch.testing.assert_close(logits(base(tmp_path / "out").eval(), rows), logits(model, rows), atol=0, rtol=0)
     [file] = model_folder.glob("*.index.json")
@@ -189,7 +181,7 @@ def test_an_adapter_of_another_base_is_refused(model_folder, tmp_path):
     tuner.save(model, tuner.state(model), folder, described(model_folder))
     other = shutil.copytree(model_folder, tmp_path / "other")
     changed = Full().apply(base(model_folder))
-    disturb(changed)
+    disturb(changed, scale=0.1)
     for file in (*other.glob("*.bin"), *other.glob("*.safetensors"), *other.glob("*.index.json")):
         file.unlink()
     changed.save_pretrained(other)
@@ -219,7 +211,7 @@ def test_a_prefix_is_initialised_whatever_lay_in_its_memory(projection, model_fo
 def test_lora_is_w_plus_scaled_b_a(model_folder, rows):
     tuner = Lora(3, 6, 0.0, "query_key_value")
     model = tuner.apply(base(model_folder)).eval()
-    disturb(model)
+    disturb(model, scale=0.1)
     state = tuner.state(model)
     plain = base(model_folder).eval()
     with torch.no_grad():
@@ -233,7 +225,7 @@ def test_lora_is_w_plus_scaled_b_a(model_folder, rows):
 def test_a_lora_folder_loads_in_plain_peft_and_peft_folders_load_here(model_folder, tmp_path, rows):
     tuner = CASES["lora"][0]
     model = tuner.apply(base(model_folder)).eval()
-    disturb(model)
+    disturb(model, scale=0.1)
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     ours.mkdir()
     tuner.save(model, tuner.state(model), ours, described(model_folder))
@@ -279,7 +271,7 @@ def test_names_that_hit_nothing_are_answered_with_what_there_is(tuner, line, tin
 def test_every_kind_of_lora_loads_in_plain_peft_on_the_untouched_base(name, model_folder, tmp_path, rows):
     tuner = tuner_of(name, model_folder)
     model = tuner.apply(base(model_folder)).eval()
-    disturb(model)
+    disturb(model, scale=0.1)
     tuner.save(model, tuner.state(model), tmp_path, described(model_folder))
     recorded = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
     assert recorded["base_model_name_or_path"] == str(model_folder)
@@ -376,7 +368,7 @@ def test_official_p_tuning_checkpoints_are_written_and_read(name, model_folder, 
     """`pytorch_model.bin` with `transformer.prefix_encoder.*` and nothing else, as folder or file."""
     tuner = tuner_of(name, model_folder)
     model = tuner.apply(base(model_folder)).eval()
-    disturb(model)
+    disturb(model, scale=0.1)
     tuner.save(model, tuner.state(model), tmp_path, described(model_folder))
     state = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
     assert state.keys() == {n for n, _ in model.named_parameters() if "prefix_encoder." in n}
