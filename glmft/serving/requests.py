@@ -15,7 +15,7 @@ from glmft.schema import ANYTHING, FLAG, NULL, Kind, list_of, number, one_of, ta
 from glmft.serving.errors import RequestError, refusal
 from glmft.serving.messages import MOST_TOOLS, Message, conversation_of, tools_of
 from glmft.settings.answers import SamplingSettings
-from glmft.settings.config import LONG
+from glmft.settings.setting import LONG
 
 MOST_MESSAGES = 4096
 COLDEST = 0.01  # a lower temperature gives the likeliest token, and no number that is beyond all bounds

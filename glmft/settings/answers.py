@@ -4,7 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-from glmft.settings.config import LONG, TEMPLATES, DataSettings, FileSettings, ModelSettings, setting
+from glmft.settings.config import TEMPLATES, DataSettings, FileSettings, ModelSettings
+from glmft.settings.setting import LONG, setting
 
 SAMPLING = ("temperature", "top_p", "top_k")
 

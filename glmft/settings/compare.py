@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from glmft.settings.config import setting
+from glmft.settings.setting import setting
 
 METRICS = ("f1", "rouge-1", "rouge-2", "rouge-l", "bleu-4", "bleu-4-words", "exact-match")
 

@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 
 from glmft.family import FAMILIES, QUANTISATIONS
 from glmft.settings.aliases import VALUES
+from glmft.settings.hardware import HardwareSettings
+from glmft.settings.setting import LONG, WIDE, setting
 
 # The ways to train, and the class of each: to add one, write its file and a line here.
 TUNERS = {
@@ -28,31 +30,6 @@ DATA_FORMATS = (
 )
 WATCHED = ("eval_loss", "rouge-1", "rouge-2", "rouge-l", "bleu-4", "bleu-4-words", "exact-match", "f1")
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
-# What nobody means is refused before memory is asked for it: tokens of a row, width of what is trained.
-LONG, WIDE = 1 << 20, 1 << 16
-
-
-def setting(
-    default: Any,
-    help: str,
-    *,
-    choices: tuple | None = None,
-    bare: Any = None,
-    at_least: float | None = None,
-    more_than: float | None = None,
-    at_most: float | None = None,
-    less_than: float | None = None,
-) -> Any:
-    """A dataclass field that is a flag.
-
-    Args:
-        bare: the value of the flag without one.
-        at_least, more_than, at_most, less_than: what a number must keep to.
-    """
-    limits = {"at least": at_least, "more than": more_than, "at most": at_most, "less than": less_than}
-    limits = {name: value for name, value in limits.items() if value is not None}
-    metadata = {"help": help, "choices": choices, "bare": bare, "limits": limits}
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(kw_only=True)  # so that a command's own settings keep their places
@@ -287,7 +264,7 @@ class OptimizerSettings:
 
 @dataclass
 class RunSettings(FileSettings):
-    """The run itself: its folder, its log lines, its engine."""
+    """The run itself: its folder and its log lines."""
 
     title: ClassVar[str] = "run"
 
@@ -323,21 +300,21 @@ class RunSettings(FileSettings):
         True, "answer the first record before and after training, and say whether the answers differ"
     )
     max_skipped_steps: int = setting(20, "fp16: optimizer steps in a row that the loss scaler may skip", at_least=0)
-    gradient_checkpointing: bool = setting(
-        False, "compute activations again in the backward pass instead of storing them"
-    )
-    use_reentrant: bool = setting(False, "the older kind of gradient checkpointing")
-    ds_file: str = setting(
-        "ds_zero2_no_offload.json",
-        "DeepSpeed file: a path, or a name in ds_configs/",
-    )
     local_rank: int | None = setting(None, "given by launchers; ignored")
     rank_timeout: int = setting(1800, "seconds that a rank may keep the others waiting", at_least=1, at_most=10**9)
     verbose: bool = setting(False, "let the libraries print what they like")
 
 
 @dataclass
-class TrainConfig(RunSettings, OptimizerSettings, TunerSettings, ValidationSettings, TrainDataSettings, ModelSettings):
+class TrainConfig(
+    RunSettings,
+    HardwareSettings,
+    OptimizerSettings,
+    TunerSettings,
+    ValidationSettings,
+    TrainDataSettings,
+    ModelSettings,
+):
     """Fine-tune a ChatGLM or GLM-4 model with DeepSpeed."""
 
     def __post_init__(self) -> None:

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from glmft.settings.answers import SamplingSettings
 from glmft.settings.checks import range_problems
-from glmft.settings.config import LONG, ModelSettings, setting
+from glmft.settings.config import ModelSettings
+from glmft.settings.setting import LONG, setting
 
 
 @dataclass

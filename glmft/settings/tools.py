@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from glmft.family import FAMILIES
-from glmft.settings.config import FileSettings, LearningSettings, setting
+from glmft.settings.config import FileSettings, LearningSettings
+from glmft.settings.setting import setting
 
 
 @dataclass

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from glmft.settings.config import setting
 from glmft.settings.defaults import shipped
+from glmft.settings.setting import setting
 from glmft.settings.sources import ENDINGS
 from glmft.settings.talk import ServingSettings, TalkSettings
 

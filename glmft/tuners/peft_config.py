@@ -13,7 +13,7 @@ from glmft.files import write_json
 from glmft.reading import is_file, read_json
 from glmft.schema import FLAG, NULL, Kind, list_of, number, one_of, problems, table_of, text, whole
 from glmft.settings.checks import MOST_ITERATIONS
-from glmft.settings.config import WIDE
+from glmft.settings.setting import WIDE
 
 LARGEST = 1 << 20  # bytes
 PEFT_WEIGHTS, OLD_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
