@@ -1,12 +1,14 @@
 """What this process computes on, in which number format, and how much memory that takes."""
 
 import contextlib
+import ctypes
 import os
 from collections.abc import Iterator
 from typing import Any
 
 from glmft.errors import ConfigError
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>, in bytes
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -61,18 +63,22 @@ def host_memory() -> int:
 def giving_back_freed_memory() -> Iterator[None]:
     """Inside, the C library returns every large freed block to the system at once, as far as it can be made to.
 
-    glibc raises its own threshold as blocks are freed, and then keeps as much memory as was ever in use. Afterwards it
-    keeps blocks again, up to its own highest threshold: else each large tensor of a step would cost its page faults.
+    glibc raises its own threshold as blocks are freed, and then keeps as much memory as was ever in use.
     """
-    import ctypes
-
-    trim, threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD in <malloc.h>
-    lowest, highest = 1 << 17, 1 << 25
-    libc = ctypes.CDLL(None)
-    with contextlib.suppress(AttributeError):
-        libc.mallopt(threshold, lowest)
+    tell_malloc(M_MMAP_THRESHOLD, 1 << 17)
     yield
     with contextlib.suppress(AttributeError):
-        libc.malloc_trim(0)
-        libc.mallopt(threshold, highest)
-        libc.mallopt(trim, 2 * highest)
+        ctypes.CDLL(None).malloc_trim(0)
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep freed blocks for the next step: each large tensor would cost its page faults again."""
+    for threshold in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+        tell_malloc(threshold, 1 << 30)
+
+
+def tell_malloc(parameter: int, value: int) -> None:
+    """Where the C library has parameters to set."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).mallopt(parameter, value)

@@ -13,7 +13,7 @@ from glmft import dist
 from glmft.commands.quiet import quiet
 from glmft.commands.rows import beyond_the_model, training_rows
 from glmft.console import lasting_output, say
-from glmft.device import DTYPES, torch_dtype
+from glmft.device import DTYPES, keep_freed_memory, torch_dtype
 from glmft.errors import ConfigError, DataError
 from glmft.inference.loading import locate
 from glmft.reading import read_json_if_there
@@ -146,6 +146,7 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
         rows.lengths if config.group_by_length else None,
         rows.lengths,
         config.max_tokens_per_batch,
+        config.join_micro_batches,
     )
     base = {**record_of(model_config, place.base), TRAINED_WITH: record_of_settings(config)}
     folder = Path(config.output_dir)
@@ -296,6 +297,7 @@ def prepare_model(job: Any, model_config: Any) -> tuple[Any, list[str]]:
         if config.use_reentrant:  # it gives no gradient through inputs that need none
             model.enable_input_require_grads()
     seed_everything(config.seed + world.rank)  # dropout of its own on each rank
+    keep_freed_memory()
     return model, messages
 
 

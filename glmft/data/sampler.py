@@ -7,6 +7,8 @@ one global permutation and then dealt out.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from heapq import nlargest
 
 import torch
 
@@ -26,8 +28,10 @@ class Plan:
         seed: of the order.
         lengths: tokens of each record: records of similar length then share a window, in random windows, and a
             micro-batch; None: no grouping.
-        tokens: of each record, for the bound below.
+        tokens: of each record, for the bounds below.
         max_tokens: a micro-batch holds no more, but for a record that is longer; None: no bound.
+        joins: micro-batches of a rank's step run together while they hold no more than `max_tokens`, or than the
+            longest records that may meet in one. The step is a sum over its tokens, whatever the parts.
     """
 
     records: int
@@ -38,6 +42,7 @@ class Plan:
     lengths: Sequence[int] | None = None
     tokens: Sequence[int] | None = None
     max_tokens: int | None = None
+    joins: bool = False
 
     @property
     def window_size(self) -> int:
@@ -80,43 +85,60 @@ class Plan:
 
     def micro_batches(self, window: list[int], rank: int) -> list[list[int]]:
         """This rank's share of a window, micro-batch by micro-batch. All ranks get equally many; some may be empty."""
+        return self.shares(window)[rank]
+
+    def shares(self, window: list[int]) -> list[list[list[int]]]:
+        """The micro-batches of every rank."""
         if self.lengths is not None:
             window = sorted(window, key=self.lengths.__getitem__)
-        if self.max_tokens is None:
-            return self._dealt(window, rank)
-        of_ranks = [self._bounded(self._dealt(window, r)) for r in range(self.world_size)]
-        most = max(len(batches) for batches in of_ranks)
-        return of_ranks[rank] + [[] for _ in range(most - len(of_ranks[rank]))]
+        dealt = [self._dealt(window, rank) for rank in range(self.world_size)]
+        if self.room is None:
+            return dealt
+        if self.joins:
+            dealt = [[[record for batch in batches for record in batch]] for batches in dealt]
+        bounded = [[part for batch in batches for part in self._bounded(batch)] for batches in dealt]
+        most = max(len(parts) for parts in bounded)
+        return [split_up(parts, most) for parts in bounded]
+
+    @cached_property
+    def room(self) -> int | None:
+        """Tokens of a micro-batch, at most; None: as many as come."""
+        if self.max_tokens is not None or not self.joins:
+            return self.max_tokens
+        return sum(nlargest(self.micro_batch, self.tokens))
 
     def _dealt(self, window: list[int], rank: int) -> list[list[int]]:
         width = self.micro_batch * self.world_size
         first = rank * self.micro_batch
         return [window[i + first : min(i + first + self.micro_batch, i + width)] for i in range(0, len(window), width)]
 
-    def _bounded(self, batches: list[list[int]]) -> list[list[int]]:
-        """The same records in the same order, in parts of at most `max_tokens`."""
-        parts = []
-        for batch in batches:
-            part, total = [], 0
-            for record in batch:
-                if part and total + self.tokens[record] > self.max_tokens:
-                    parts.append(part)
-                    part, total = [], 0
-                part.append(record)
-                total += self.tokens[record]
-            parts += [part] if part else []
+    def _bounded(self, batch: list[int]) -> list[list[int]]:
+        """The same records in the same order, in parts for which there is room."""
+        parts, total = [], 0
+        for record in batch:
+            if not parts or total + self.tokens[record] > self.room:
+                parts.append([])
+                total = 0
+            parts[-1].append(record)
+            total += self.tokens[record]
         return parts
 
     def heaviest(self, lengths: Sequence[int], start: int, total: int) -> list[int]:
         """The micro-batch of most tokens of optimizer steps `start` to `total - 1`, on whatever rank."""
         last = min(total, start + max(self.steps_per_epoch, LOOKED_AT // self.window_size))
-        batches = (
-            rows
-            for _, window in self.windows(start, last)
-            for rank in range(self.world_size)
-            for rows in self.micro_batches(window, rank)
-        )
+        batches = (rows for _, window in self.windows(start, last) for share in self.shares(window) for rows in share)
         return max(batches, key=lambda rows: sum(lengths[i] for i in rows))
+
+
+def split_up(parts: list[list[int]], count: int) -> list[list[int]]:
+    """The same records in the same order, in `count` parts: those of most records halved, or empty ones behind."""
+    while len(parts) < count:
+        i = max(range(len(parts)), key=lambda i: len(parts[i]), default=0)
+        if not parts or len(parts[i]) < 2:
+            return parts + [[] for _ in range(count - len(parts))]
+        half = len(parts[i]) // 2
+        parts = [*parts[:i], parts[i][:half], parts[i][half:], *parts[i + 1 :]]
+    return parts
 
 
 def rounded_up(steps: float) -> int:

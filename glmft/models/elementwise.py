@@ -58,8 +58,9 @@ class _SwiGLU(torch.autograd.Function):
         gate, up = fused.chunk(2, dim=-1)
         both = torch.empty_like(fused)
         of_gate, of_up = both.chunk(2, dim=-1)
-        torch.mul(gradient, F.silu(gate), out=of_up)
-        of_gate.copy_(torch.ops.aten.silu_backward(gradient * up, gate))
+        torch.mul(gradient, up, out=of_gate)
+        torch.ops.aten.silu_backward.grad_input(of_gate, gate, grad_input=of_gate)
+        torch.ops.aten.silu.out(gate, out=of_up).mul_(gradient)
         return both
 
 

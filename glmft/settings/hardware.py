@@ -12,6 +12,11 @@ class HardwareSettings:
 
     title: ClassVar[str] = "memory, speed and devices"
 
+    join_micro_batches: bool = setting(
+        True,
+        "run micro-batches of a step together while they hold no more tokens than the longest records of one may, or "
+        "than max_tokens_per_batch: the step's gradient is the same, in fewer passes",
+    )
     gradient_checkpointing: bool = setting(
         False, "compute activations again in the backward pass instead of storing them"
     )

@@ -1,7 +1,7 @@
 import pytest
 
 from glmft.data import sampler
-from glmft.data.sampler import Plan, in_steps
+from glmft.data.sampler import Plan, in_steps, split_up
 
 
 def steps(plan: Plan, start: int = 0, epochs: int = 1) -> list[list[int]]:
@@ -138,3 +138,32 @@ def test_a_bound_of_tokens_splits_micro_batches_and_changes_neither_records_nor_
             assert all(len(rows) <= 4 for rows in of_rank)
             assert all(len(rows) == 1 or sum(LENGTHS[i] for i in rows) <= bound for rows in of_rank if rows)
         assert bound < 10**6 or batches[0] == plain.micro_batches(window, 0)
+
+
+# ------------------------------------------------------------------------------------- run together
+
+
+@pytest.mark.parametrize("grouped", [None, LENGTHS], ids=["shuffled", "grouped"])
+@pytest.mark.parametrize("bound", [None, 60, 150, 10**6])
+def test_micro_batches_of_a_step_run_together_within_the_room_of_the_largest(bound, grouped):
+    plan, plain = Plan(300, 2, 8, 3, 1, grouped, LENGTHS, bound, joins=True), Plan(300, 2, 8, 3, 1, grouped)
+    room = bound or sum(sorted(LENGTHS)[-2:])
+    assert steps(plan) == steps(plain)
+    passes, usual = 0, 0
+    for window in steps(plan):
+        shares = [plan.micro_batches(window, rank) for rank in range(3)]
+        assert len({len(share) for share in shares}) == 1
+        for rank, share in enumerate(shares):
+            assert [r for rows in share for r in rows] == [
+                r for rows in plain.micro_batches(window, rank) for r in rows
+            ]
+            assert all(len(rows) == 1 or sum(LENGTHS[i] for i in rows) <= room for rows in share if rows)
+        passes += len(shares[0])
+        usual += len(plain.micro_batches(window, 0))
+    assert bound in (60, 150) or passes < usual
+
+
+def test_a_rank_of_fewer_parts_halves_them_before_it_runs_one_for_nothing():
+    assert split_up([[1, 2, 3], [4]], 3) == [[1], [2, 3], [4]]
+    assert split_up([[1, 2]], 4) == [[1], [2], [], []]
+    assert split_up([], 1) == [[]]
