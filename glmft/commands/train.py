@@ -269,6 +269,7 @@ def data_notes(job: Any) -> list[str]:
 
 def prepare_model(job: Any, model_config: Any) -> tuple[Any, list[str]]:
     """The base model with its weights, ready to be trained in the way of the job's tuner; and lines to print."""
+    from glmft.models.checkpointing import checkpoint_layers
     from glmft.models.loading import load_model
     from glmft.models.partitioned import load_partitioned
     from glmft.tuners.base import cast_trainable
@@ -291,10 +292,7 @@ def prepare_model(job: Any, model_config: Any) -> tuple[Any, list[str]]:
     seed_everything(config.seed)  # equal initial values on all ranks
     model = job.tuner.apply(model)
     cast_trainable(model, trained_in)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": config.use_reentrant})
-        if config.use_reentrant:  # it gives no gradient through inputs that need none
-            model.enable_input_require_grads()
+    checkpoint_layers(model, config.gradient_checkpointing, config.use_reentrant)
     seed_everything(config.seed + world.rank)  # dropout of its own on each rank
     return model, messages
 
