@@ -152,7 +152,18 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
     job = Job(config, resolved.config, world, tuner, base, tokenizer, plan, folder, rows, validation)
     if config.save_best == "f1" and not has_triples(job):
         raise ConfigError("--save_best f1: the validation rows have no triples a_b_c to score; name another metric")
-    return Prepared(job, model_config, trained, [*resolved.messages, *run_lines(job, model_config)])
+    boundary_lines = set_boundary(job, trained, model_config) if config.cache_frozen_activations else []
+    return Prepared(job, model_config, trained, [*resolved.messages, *run_lines(job, model_config), *boundary_lines])
+
+
+def set_boundary(job: Any, trained: dict[str, list[int]], model_config: Any) -> list[str]:
+    """Have the job keep what comes into the lowest trained layer; or a line on why that would be of no use."""
+    from glmft.training.boundary import FLAG, boundary_layer, why_not
+
+    layer = boundary_layer(trained, model_config.num_hidden_layers)
+    reason = why_not(job.config, model_config, layer, job.plan)
+    job.boundary = 0 if reason else layer
+    return [f"warning: {FLAG}: without effect, as {reason}"] if reason else []
 
 
 def run_lines(job: Any, model_config: Any) -> list[str]:

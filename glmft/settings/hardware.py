@@ -40,6 +40,11 @@ class HardwareSettings:
         at_least=0,
     )
     use_reentrant: bool = setting(False, "the older kind of gradient checkpointing")
+    cache_frozen_activations: bool = setting(
+        False,
+        "compute what comes into the lowest trained layer once for each record, and read it from the disk from then "
+        "on: tokens x hidden size numbers in cache_dir",
+    )
     ds_file: str = setting(
         "ds_zero2_no_offload.json",
         "DeepSpeed file: a path, or a name in ds_configs/",
