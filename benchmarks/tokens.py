@@ -10,6 +10,8 @@ every step; time is the process clock's. The losses of the first step have to ag
   logits at supervised positions only: the best that can be set up by hand.
 - `padded`: glmft on the same padded batches.
 - `one row`: glmft as it trains, without padding.
+- `kept`, where lower layers are frozen: the same from the second epoch on with `--cache_frozen_activations`. What comes
+  into the lowest trained layer is on disk before the clock starts; reading it counts.
 
 `--memory` runs each arm in a process of its own: the most memory over that with the model loaded.
 """
@@ -20,6 +22,7 @@ import json
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +53,7 @@ SHAPE = {
 }
 LORA = {"train_type": "lora", "lora_module_name": "all-linear", "lora_dim": 16, "lora_dropout": 0.0}
 PREFIX = {"train_type": "ptuning", "pre_seq_len": 16, "prefix_projection": False, "prefix_dropout": 0.0}
-RATE = 1e-3
+RATE, LAYERS = 1e-3, SHAPE["num_layers"]
 
 
 @dataclass
@@ -69,7 +72,12 @@ COLUMNS = {
     "ptuning": Column(PREFIX),
     "freeze": Column({"train_type": "freeze", "freeze_last_n": 1}),
 }
-ARMS = ("expert", "padded", "one row")
+ARMS = ("expert", "padded", "one row", "kept")
+
+
+def arms_of(column: Column) -> list[str]:
+    """Those that the column can have."""
+    return [arm for arm in ARMS if arm != "kept" or column.flags["train_type"] == "freeze"]
 
 
 class Padding:
@@ -136,17 +144,35 @@ def adapted(model: nn.Module, flags: dict[str, Any], is_ours: bool) -> nn.Module
 class Arm:
     """One way to make a step of some records."""
 
-    def __init__(self, name: str, column: Column, examples: list[Example]):
+    def __init__(self, name: str, column: Column):
         self.name, self.column = name, column
         model = ours(column)
         self.model = adapted(model if name != "expert" else theirs(model), column.flags, name != "expert").train()
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, RATE)
+        self.states: dict[int, torch.Tensor] = {}
+
+    def keep(self, rows: list[Example], folder: Path) -> None:
+        """Write what comes into the last layer, and map it into memory."""
+        for row in rows if self.name == "kept" else []:
+            batch, file = one_row([row], Padding()), folder / f"{len(self.states)}.states"
+            given = {name: batch[name] for name in ("input_ids", "position_ids", "documents")}
+            with torch.no_grad():
+                states = self.model.transformer(**given, use_cache=False, layers=range(LAYERS - 1)).last_hidden_state
+            file.write_bytes(states.numpy().tobytes())
+            mapped = torch.from_file(str(file), size=states.numel(), dtype=states.dtype)
+            self.states[id(row)] = mapped.view_as(states)
 
     def loss(self, rows: list[Example]) -> torch.Tensor:
         """Summed over the supervised tokens."""
         if self.name == "one row":
             return self.model(**one_row(rows, Padding()), num_items_in_batch=1, return_logits=False).loss
+        if self.name == "kept":
+            batch = one_row(rows, Padding())
+            del batch["input_ids"]
+            batch |= {"inputs_embeds": torch.cat([self.states[id(row)] for row in rows], dim=1)}
+            batch |= {"layers": range(LAYERS - 1, LAYERS)}
+            return self.model(**batch, num_items_in_batch=1, return_logits=False).loss
         batch = collate(rows, Padding())
         if self.name == "padded":
             return self.model(**batch, num_items_in_batch=1, return_logits=False).loss
@@ -188,9 +214,12 @@ def measure(path: Path, name: str, steps: int) -> dict[str, float]:
     """Milliseconds of CPU for a real token, by arm. Raises SystemExit if the arms compute different things."""
     column = COLUMNS[name]
     first, *rest = windows(path, column, steps)
-    arms = [Arm(arm, column, first) for arm in ARMS]
+    arms = [Arm(arm, column) for arm in arms_of(column)]
+    with tempfile.TemporaryDirectory() as folder:
+        for arm in arms:
+            arm.keep([row for rows in (first, *rest) for row in rows], Path(folder))
     losses = {arm.name: arm.step(first) for arm in arms}
-    alike = [losses["padded"], losses["one row"]] + [losses["expert"]] * (column.flags["train_type"] != "ptuning")
+    alike = [loss for arm, loss in losses.items() if arm != "expert" or column.flags["train_type"] != "ptuning"]
     if max(alike) - min(alike) > 3e-6 * max(alike):
         raise SystemExit(f"{name}: the first losses differ: {losses}")
     seconds = dict.fromkeys(losses, 0.0)
@@ -207,7 +236,9 @@ def memory(path: Path, name: str, arm: str, steps: int) -> float:
     """MiB over the loaded model, for the same steps."""
     column = COLUMNS[name]
     rows = windows(path, column, steps)
-    running = Arm(arm, column, rows[0])
+    running = Arm(arm, column)
+    with tempfile.TemporaryDirectory() as folder:
+        running.keep([row for window in rows for row in window], Path(folder))
     gc.collect()
     status = Path("/proc/self/status").read_text()
     loaded = 1024 * int(status.split("VmRSS:")[1].split()[0])
@@ -231,7 +262,9 @@ def main() -> None:
         elif args.memory:
             again = [sys.executable, "-m", "benchmarks.tokens", "--columns", name, "--steps", str(args.steps)]
             again += ["--data", str(args.data), "--arm"]
-            peaks = {arm: subprocess.check_output([*again, arm], text=True).split()[-1] for arm in ARMS}
+            peaks = {
+                arm: subprocess.check_output([*again, arm], text=True).split()[-1] for arm in arms_of(COLUMNS[name])
+            }
             print(f"{name:>12}: " + ", ".join(f"{arm} {mib} MiB" for arm, mib in peaks.items()), flush=True)
         else:
             found = measure(args.data, name, args.steps)

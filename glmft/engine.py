@@ -19,6 +19,7 @@ from glmft.console import say
 from glmft.data.sampler import Plan, in_steps
 from glmft.dist import same_fate, sum_over_ranks
 from glmft.settings.config import TrainConfig
+from glmft.training.boundary import kept_states
 from glmft.training.checkpoint import open_optimizer
 from glmft.training.divergence import bad_batch
 from glmft.training.evaluation import evaluate, is_better
@@ -54,10 +55,8 @@ def train(model: nn.Module, job: Job, resume_from: Path | None = None) -> TrainR
     optimizer = make_optimizer(model, config, job.tuner.learning_rate_ratio)
     with refusals_of_deepspeed(config.ds_file):
         engine, optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=job.ds_config)
-    if config.longest_batch_first and not is_over(state, config):
-        fits = try_longest_batch(
-            engine, optimizer, job, state.step, state.total_steps
-        )  # sets Adam's count to zero: before it is restored
+    if config.longest_batch_first and not is_over(state, config):  # before Adam's count is restored: it makes it zero
+        fits = try_longest_batch(engine, optimizer, job, state.step, state.total_steps)
         say([fits] if world.is_main else [])
     if resume_from:
         restore(engine, resume_from, state, job)
@@ -67,12 +66,13 @@ def train(model: nn.Module, job: Job, resume_from: Path | None = None) -> TrainR
     tracker.warn(room_line(model, job, saves_to_come(state, plan, config)))
 
     engine.train()
+    states = kept_states(engine.module, job)  # below the lowest layer that trains
     with StopSignals(world) as stop, contextlib.closing(tracker):
         for step, window in plan.windows(state.step, state.total_steps):
             if is_over(state, config):
                 break
             rows = plan.micro_batches(window, world.rank)
-            micro_batches = [make_batch(job.rows, numbers, window, job) for numbers in rows]
+            micro_batches = [make_batch(job.rows, numbers, window, job, states) for numbers in rows]
             supervised, stops = sum_over_ranks(world, count_supervised(micro_batches), stop.noted)
             if stops:
                 save_and_stop(engine, state, stop, tracker, job)

@@ -117,20 +117,33 @@ def model_folder(tiny_model, tokenizer, tmp_path) -> Path:
 
 @pytest.fixture
 def same_gradients_checkpointed():
-    """Asserts that a model, its dropout off, has the same gradients with gradient checkpointing."""
+    """Asserts that a model, its dropout off, has the same gradients with gradient checkpointing of all layers, and of
+    every second; and that the less is kept, the more layers it is of.
+    """
     import copy
 
     import torch
 
+    from glmft.models.checkpointing import checkpoint_layers
+
     def check(plain, rows, **tolerance) -> None:
-        checkpointed = copy.deepcopy(plain)
-        checkpointed.gradient_checkpointing_enable({"use_reentrant": False})
-        for model in (plain, checkpointed):
-            model.train()
+        models = {every: copy.deepcopy(plain) for every in (0, 2, 1)}
+        kept = dict.fromkeys(models, 0)
+        for every, model in models.items():
+            checkpoint_layers(model.train(), every)
             if hasattr(model.base_model, "dropout"):
                 model.base_model.dropout.p = 0.0
-            model(rows, labels=rows).loss.backward()
-        for (name, a), b in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
-            torch.testing.assert_close(a.grad, b.grad, msg=name, **tolerance)
+
+            def count(tensor, every=every):
+                kept[every] += tensor.nbytes
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+                loss = model(rows, labels=rows).loss
+            loss.backward()
+        assert kept[0] > kept[2] > kept[1] > 0
+        for every in (2, 1):
+            for (name, a), b in zip(models[0].named_parameters(), models[every].parameters(), strict=True):
+                torch.testing.assert_close(a.grad, b.grad, msg=f"{name}, every {every}", **tolerance)
 
     return check

@@ -153,7 +153,18 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
     job = Job(config, resolved.config, world, tuner, base, tokenizer, plan, folder, rows, validation)
     if config.save_best == "f1" and not has_triples(job):
         raise ConfigError("--save_best f1: the validation rows have no triples a_b_c to score; name another metric")
-    return Prepared(job, model_config, trained, [*resolved.messages, *run_lines(job, model_config)])
+    boundary_lines = set_boundary(job, trained, model_config) if config.cache_frozen_activations else []
+    return Prepared(job, model_config, trained, [*resolved.messages, *run_lines(job, model_config), *boundary_lines])
+
+
+def set_boundary(job: Any, trained: dict[str, list[int]], model_config: Any) -> list[str]:
+    """Have the job keep what comes into the lowest trained layer; or a line on why that would be of no use."""
+    from glmft.training.boundary import FLAG, boundary_layer, why_not
+
+    layer = boundary_layer(trained, model_config.num_hidden_layers)
+    reason = why_not(job.config, model_config, layer, job.plan)
+    job.boundary = 0 if reason else layer
+    return [f"warning: {FLAG}: without effect, as {reason}"] if reason else []
 
 
 def run_lines(job: Any, model_config: Any) -> list[str]:
@@ -270,6 +281,7 @@ def data_notes(job: Any) -> list[str]:
 
 def prepare_model(job: Any, model_config: Any) -> tuple[Any, list[str]]:
     """The base model with its weights, ready to be trained in the way of the job's tuner; and lines to print."""
+    from glmft.models.checkpointing import checkpoint_layers
     from glmft.models.loading import load_model
     from glmft.models.partitioned import load_partitioned
     from glmft.tuners.base import cast_trainable
@@ -292,10 +304,7 @@ def prepare_model(job: Any, model_config: Any) -> tuple[Any, list[str]]:
     seed_everything(config.seed)  # equal initial values on all ranks
     model = job.tuner.apply(model)
     cast_trainable(model, trained_in)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": config.use_reentrant})
-        if config.use_reentrant:  # it gives no gradient through inputs that need none
-            model.enable_input_require_grads()
+    checkpoint_layers(model, config.gradient_checkpointing, config.use_reentrant)
     seed_everything(config.seed + world.rank)  # dropout of its own on each rank
     keep_freed_memory()
     return model, messages

@@ -12,11 +12,11 @@ from glmft.files import share
 from glmft.models.chat import Chat
 from glmft.models.head import supervised_nll
 
-# What is handed down to the attention functions: rows of several documents, as transformers' collators describe them
-# and as ours does.
+# What is handed down: rows of several documents, as transformers' collators describe them and as ours does, to the
+# attention functions; and which layers run.
 PASSED_ON = (
     *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx", "cache_position"),
-    *("documents", "contexts"),
+    *("documents", "contexts", "layers"),
 )
 
 
@@ -48,6 +48,7 @@ class CausalLM(Chat):
             so that a token's successor may be on another rank.
         documents: lengths of the documents that stand one behind the other in a batch of one row, beside position_ids
             that start again with each; with `contexts`, how many tokens of each see one another in both directions.
+        layers: a range of those that run, up to the last; what comes into the first of them stands in `inputs_embeds`.
         kwargs: `PASSED_ON`.
 
     Its result:

@@ -16,6 +16,8 @@ class Decoder(VirtualTokens):
     """A part of a `PreTrainedModel` that names its layers: `blocks`, `last_norm` and `geometry`.
 
     Args of a forward pass, beside those of `CausalLM`:
+        layers: a range of those that run: what comes into the first stands in `inputs_embeds`; what comes out of the
+            last is not normed, unless it is the model's last.
         needed_positions: [n], flat indices (row * s + column) of the tokens whose last hidden states are wanted: these
             alone come back, [1, n, h], and the last layer leaves the others out behind its attention.
     """
@@ -71,7 +73,9 @@ class Decoder(VirtualTokens):
         hidden = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         documents = Documents.of(self.config, kwargs.pop("documents", None), kwargs.pop("contexts", None))
         # Before a cache is made: with one, transformers no longer looks for packed documents in the positions.
-        mask, rotary = self.geometry(hidden, input_ids, attention_mask, position_ids, past_key_values, documents)
+        layers = kwargs.pop("layers", range(len(self.blocks)))  # what comes into upper ones may be widened by norms
+        like = hidden.to(self.get_input_embeddings().weight.dtype) if layers.start else hidden
+        mask, rotary = self.geometry(like, input_ids, attention_mask, position_ids, past_key_values, documents)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if use_cache and past_key_values is None:
@@ -80,8 +84,8 @@ class Decoder(VirtualTokens):
         if prefix is not None:
             mask = mask_with_prefix(mask, prefix.shape[-2])
         states = (hidden,)
-        for i, layer in enumerate(self.blocks):
-            hidden = layer(
+        for i in layers:
+            hidden = self.blocks[i](
                 hidden,
                 mask,
                 rotary,
@@ -95,7 +99,7 @@ class Decoder(VirtualTokens):
                 hidden, weights = hidden
                 attentions += (weights,)
             states += (hidden,) if output_hidden_states else ()
-        normed = self.last_norm(hidden)
+        normed = self.last_norm(hidden) if layers.stop == len(self.blocks) else hidden
         if self.last_state_is_normed:
             states = (*states[:-1], normed)
         result = BaseModelOutputWithPast(

@@ -5,6 +5,8 @@ keys and values reach the layers through the interface for attention functions: 
 caches, masks and packing stay as they are.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -95,15 +97,16 @@ class NativeDecoder(KeepsIntegers, VirtualTokens):
             kwargs["prefix"] = prefix
         if documents or (is_plain and self.config._attn_implementation.endswith("sdpa")):
             attention_mask = kwargs_of(documents, self.config, kwargs, words.device)
-        return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
+        with only_layers(self, kwargs.pop("layers", None)):
+            return super().forward(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                use_cache=use_cache,
+                **kwargs,
+            )
 
     @property
     def dtype_of_words(self) -> torch.dtype:
@@ -135,6 +138,19 @@ class NativeCausalLM(KeepsIntegers, CausalLM):
         self.vocab_size = config.vocab_size
         self.lm_head = OutputLayer(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+
+@contextlib.contextmanager
+def only_layers(decoder: NativeDecoder, layers: range | None) -> Iterator[None]:
+    """Inside, a forward pass runs these layers alone, and the final norm only behind the last; None: all."""
+    whole, norm = decoder.layers, decoder.norm
+    if layers is not None:
+        decoder.layers = whole[layers.start : layers.stop]
+        decoder.norm = norm if layers.stop == len(whole) else nn.Identity()
+    try:
+        yield
+    finally:
+        decoder.layers, decoder.norm = whole, norm
 
 
 def unsupported(train_type: str, attn_implementation: str, use_reentrant: bool) -> list[str]:

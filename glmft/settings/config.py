@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from glmft.family import FAMILIES, QUANTISATIONS
 from glmft.settings.aliases import VALUES
-from glmft.settings.hardware import HardwareSettings
+from glmft.settings.hardware import HardwareSettings, every_nth_layer
 from glmft.settings.setting import LONG, WIDE, setting
 
 # The ways to train, and the class of each: to add one, write its file and a line here.
@@ -321,6 +321,7 @@ class TrainConfig(
         super().__post_init__()
         self.resume = resume_point(self.resume, self.output_dir)
         self.train_type = VALUES["train_type"].get(self.train_type, self.train_type)
+        self.gradient_checkpointing = every_nth_layer(str(self.gradient_checkpointing))
 
     @property
     def watched_metric(self) -> str:

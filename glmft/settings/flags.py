@@ -13,6 +13,7 @@ from glmft.errors import ConfigError
 from glmft.settings.aliases import ALREADY, SWITCHES, VALUES, aliases_of, meant_value, names_of, unknown_lines
 from glmft.settings.checks import text_problems
 from glmft.settings.config import TrainConfig
+from glmft.settings.hardware import TRUTHS
 from glmft.settings.yaml_file import read_yaml, yaml_settings
 
 # Names that users' scripts carry and that mean nothing here: accepted with one warning.
@@ -27,7 +28,6 @@ IGNORED = frozenset(
 # What takes several words in other projects, or such as [a,b], and a list with commas here.
 MODULES = ("lora_module_name", "modules_to_save", "freeze_module_name")
 LISTS = (*MODULES, "train_path", "val_path", "test_path", "report_to")
-TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 Settings = TypeVar("Settings")
 Fields = list[dataclasses.Field]
 
@@ -70,6 +70,7 @@ def _parse(kind: type[Settings], argv: list[str], program: str, more: Fields) ->
     for name in LISTS:
         if isinstance(given := values.get(name), list):
             values[name] = ",".join(given).strip("[]" if name in MODULES else "")
+    values |= {f.name: _of_words(f, values[f.name]) for f in dataclasses.fields(kind) if f.metadata.get("words")}
     own = {name: values.pop(name) for name in _names(kind)}
     config = kind(**own, tuner_settings=values) if values else kind(**own)
     if problems := text_problems(config):
@@ -204,11 +205,13 @@ def _add_flag(group: Any, f: dataclasses.Field, hint: Any, aliases: list[str]) -
     notes += [f"also --{', --'.join(aliases)}"] if aliases else []
     text = f"{f.metadata['help']} ({'; '.join(notes)})" if notes else f.metadata["help"]
     options: dict[str, Any] = {"default": f.default, "help": text.replace("%", "%%")}
-    if f.metadata["bare"] is not None:
+    if f.metadata["bare"] is not None and not f.metadata["words"]:
         options.update(nargs="?", const=f.metadata["bare"])
     if f.name in LISTS:
         options["nargs"] = "+"
-    if kinds[0] is bool:
+    if f.metadata["words"]:
+        options.update(nargs="*", metavar="WORD")
+    elif kinds[0] is bool:
         options.update(type=_boolean, nargs="?", const=True, metavar="True|False")
     else:
         choices = f.metadata["choices"]
@@ -216,6 +219,13 @@ def _add_flag(group: Any, f: dataclasses.Field, hint: Any, aliases: list[str]) -
         metavar = f"{{{','.join(map(str, choices))}}}" if choices else name
         options.update(type=_value_of(f.name, kind, choices), metavar=metavar)
     group.add_argument(f"--{f.name}", **options)
+
+
+def _of_words(f: dataclasses.Field, given: Any) -> Any:
+    """The value of a flag that takes several words; its default as it is. Raises ConfigError."""
+    if not isinstance(given, list):
+        return given
+    return f.metadata["words"](" ".join(given)) if given else f.metadata["bare"]
 
 
 def _value_of(setting: str, kind: Callable[[str], Any], choices: tuple | None) -> Callable[[str], Any]:

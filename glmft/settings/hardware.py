@@ -1,9 +1,28 @@
 """Settings of how a run uses the machine: memory, speed and the devices; none of them changes what is learned."""
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
+from glmft.errors import ConfigError
 from glmft.settings.setting import setting
+
+TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def every_nth_layer(text: str) -> int:
+    """How many layers apart are those that are computed again: `off` 0, `full` 1, `N` or `every N`; a truth is 0 or 1.
+
+    Raises ConfigError for other texts.
+    """
+    word = text.strip().lower()
+    named = {"off": 0, "none": 0, "full": 1, "all": 1, **TRUTHS}.get(word)
+    if named is not None:
+        return int(named)
+    number = re.fullmatch(r"(?:every[ _=-]*)?([0-9]{1,6})", word)
+    if not number:
+        raise ConfigError(f"--gradient_checkpointing {text}: is neither off, full, nor a number, as in: every 2")
+    return int(number[1])
 
 
 @dataclass
@@ -17,10 +36,20 @@ class HardwareSettings:
         "run micro-batches of a step together while they hold no more tokens than the longest records of one may, or "
         "than max_tokens_per_batch: the step's gradient is the same, in fewer passes",
     )
-    gradient_checkpointing: bool = setting(
-        False, "compute activations again in the backward pass instead of storing them"
+    gradient_checkpointing: int = setting(
+        0,
+        "compute activations again in the backward pass instead of storing them: off; full, as without a value: those "
+        "of all layers; every N: of every Nth (default: off)",
+        bare=1,
+        words=every_nth_layer,
+        at_least=0,
     )
     use_reentrant: bool = setting(False, "the older kind of gradient checkpointing")
+    cache_frozen_activations: bool = setting(
+        False,
+        "compute what comes into the lowest trained layer once for each record, and read it from the disk from then "
+        "on: tokens x hidden size numbers in cache_dir",
+    )
     ds_file: str = setting(
         "ds_zero2_no_offload.json",
         "DeepSpeed file: a path, or a name in ds_configs/",

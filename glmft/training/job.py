@@ -12,6 +12,7 @@ from glmft.data.dataset import Rows
 from glmft.data.sampler import Plan
 from glmft.dist import World
 from glmft.settings.config import TrainConfig
+from glmft.training.kept_states import KeptStates
 from glmft.tuners.base import Tuner
 
 Batch = dict[str, Any]
@@ -26,6 +27,7 @@ class Job:
         rows: what is trained on.
         validation: rows that are not trained on; None: there are none.
         trained: what trains, as lines for a reader.
+        boundary: the lowest layer that trains, if what comes into it is kept on disk; 0: nothing is.
     """
 
     config: TrainConfig
@@ -39,6 +41,7 @@ class Job:
     rows: Rows
     validation: Rows | None = None
     trained: str = ""
+    boundary: int = 0
 
     @property
     def scales_loss(self) -> bool:
@@ -50,13 +53,17 @@ class Job:
         return self.ds_config["zero_optimization"].get("stage", 0)
 
 
-def make_batch(rows: Rows, numbers: list[int], window: list[int], job: Job) -> Batch:
+def make_batch(rows: Rows, numbers: list[int], window: list[int], job: Job, states: KeptStates | None = None) -> Batch:
     """A micro-batch on this rank's device, without padding.
 
     A rank left without rows runs one of the window's, unsupervised.
+
+    Args:
+        states: what is known of the rows: the layers below need not run.
     """
-    examples = [rows.examples[i] for i in numbers or window[:1]]
-    return to_device(one_row(examples, job.tokenizer, supervise=bool(numbers)), job.world.device)
+    chosen = numbers or window[:1]
+    batch = one_row([rows.examples[i] for i in chosen], job.tokenizer, supervise=bool(numbers))
+    return to_device(states.in_place_of_ids(batch, chosen) if states else batch, job.world.device)
 
 
 def count_supervised(micro_batches: list[Batch]) -> int:

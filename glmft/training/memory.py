@@ -90,9 +90,11 @@ def advice(s: Sizes, config: TrainConfig, stage: int, offloads: bool, ranks: int
     """What to change, in the order that costs least, and about what each would save on one device."""
     activations = activation_bytes(s)
     ways = []
-    if not config.gradient_checkpointing:
-        kept = s.tokens * s.layers * s.hidden * s.width
-        ways.append(f"--gradient_checkpointing saves about {gib(activations - kept)} of {gib(activations)} activations")
+    every, saved = config.gradient_checkpointing, activations - s.tokens * s.layers * s.hidden * s.width
+    if every != 1:  # one layer in so many keeps its input alone
+        now = activations - (saved // every if every else 0)
+        flag = "--gradient_checkpointing full" if every else "--gradient_checkpointing"
+        ways.append(f"{flag} saves about {gib(now - activations + saved)} of {gib(now)} activations")
     batch = config.per_device_train_batch_size
     if batch > 1:
         half = "--per_device_train_batch_size {} with --gradient_accumulation_steps {}"

@@ -59,6 +59,34 @@ def test_where_to_go_on_is_the_newest_or_a_step(flags, value):
     assert parse(*flags).resume == value
 
 
+@pytest.mark.parametrize(
+    ("flags", "every"),
+    [
+        ([], 0),
+        (["--gradient_checkpointing"], 1),
+        (["--gradient_checkpointing", "--seed", "3"], 1),
+        (["--gradient_checkpointing", "True"], 1),
+        (["--gradient_checkpointing", "False"], 0),
+        (["--gradient_checkpointing", "full"], 1),
+        (["--gradient_checkpointing", "off"], 0),
+        (["--gradient_checkpointing", "every", "2"], 2),
+        (["--gradient_checkpointing", "every 3"], 3),
+        (["--gradient_checkpointing=4"], 4),
+        (["--activation_checkpointing", "2"], 2),
+        (["--disable_gradient_checkpointing"], 0),
+    ],
+)
+def test_gradient_checkpointing_is_of_all_layers_of_none_or_of_every_nth(flags, every):
+    assert parse(*flags).gradient_checkpointing == every
+
+
+def test_gradient_checkpointing_of_other_words_is_an_error():
+    with pytest.raises(ConfigError, match="--gradient_checkpointing every other: is neither off, full, nor a number"):
+        parse("--gradient_checkpointing", "every", "other")
+    with pytest.raises(ConfigError, match="--gradient_checkpointing some: is neither"):
+        TrainConfig(gradient_checkpointing="some")
+
+
 def test_a_boolean_that_is_none_is_an_error():
     with pytest.raises(ConfigError, match="'maybe' is neither True nor False"):
         parse("--is_skip", "maybe")

@@ -50,6 +50,11 @@ def test_settings_that_were_not_there_before_have_not_changed():
     assert changed_settings({"seed": {"a": "x" * 999}}, TrainConfig())[0].endswith(" -> 1234")
 
 
+@pytest.mark.parametrize(("recorded", "now"), [(True, "full"), (False, "off")])
+def test_gradient_checkpointing_that_older_runs_recorded_as_a_truth_is_no_change(recorded, now):
+    assert changed_settings({"gradient_checkpointing": recorded}, TrainConfig(gradient_checkpointing=now)) == []
+
+
 def test_many_changes_are_counted(finished):
     other = {f.name: 3 for f in dataclasses.fields(TrainConfig) if f.name.startswith(("lora", "max", "prompt"))}
     lines = going_on(finished[1], TrainerState(step=6, total_steps=9), TrainConfig(**other))

@@ -12,6 +12,7 @@ from glmft.data.encode import Lengths
 from glmft.data.formats import single
 from glmft.data.packing import PackedRows, pack
 from glmft.family import FAMILIES
+from glmft.models.checkpointing import checkpoint_layers
 from glmft.models.loading import load_config, meta_model
 from glmft.settings.config import TUNERS, TrainConfig
 from glmft.tokenizers.loading import load_tokenizer
@@ -43,8 +44,7 @@ def test_forward_and_backward_need_no_values(tuner, checkpointing, family):
     folder, batches = family
     with torch.device("meta"):
         model = make_tuner(TrainConfig(train_type=tuner, **FLAGS.get(tuner, {}))).apply(meta_model(load_config(folder)))
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_layers(model, every=int(checkpointing))
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     for name, batch in batches.items():

@@ -17,6 +17,7 @@ from glmft.data.encode import Lengths
 from glmft.data.formats import single
 from glmft.errors import CheckpointError, ConfigError
 from glmft.family import FAMILIES, is_native
+from glmft.models.checkpointing import checkpoint_layers
 from glmft.models.loading import load_config, load_model, meta_model
 from glmft.settings.config import TrainConfig
 from glmft.tokenizers.loading import load_tokenizer
@@ -412,13 +413,10 @@ def test_gradient_checkpointing_changes_no_gradient(case, use_reentrant, model_f
     if is_native(model_folder) and use_reentrant and isinstance(case[0], Prefix | Prompt):
         pytest.skip("refused: transformers' layers take the virtual tokens as a keyword argument")
     gradients = []
-    for checkpointing in (False, True):
+    for every in (0, 1 if use_reentrant else 2):
         torch.manual_seed(0)
         model = case[0].apply(base(model_folder)).train()
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-            if use_reentrant:
-                model.enable_input_require_grads()
+        checkpoint_layers(model, every, use_reentrant)
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
