@@ -43,6 +43,11 @@ def choose_dtype(dtype: str, device: Any, preferred: str | None = None) -> Any:
     return torch_dtype("bf16" if on_gpu and available["bf16"] else "fp32")
 
 
+def handed_over(tensor: Any, device: Any) -> Any:
+    """A tensor of the host's on a device, without a wait for what the device is still at."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def peak_memory(device: Any) -> int:
     """The most bytes that this process has had: of the accelerator's memory, or of the host's without one."""
     if device.type == "cuda":

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from glmft.data.encode import IGNORED, Example
 from glmft.data.packing import Packed
+from glmft.device import handed_over
 
 
 def one_row(examples: Sequence[Example], tokenizer: Any, supervise: bool = True) -> dict[str, Any]:
@@ -85,4 +86,4 @@ def two_dimensional(examples: Sequence[Example], tokenizer: Any, longest: int) -
 
 def to_device(batch: dict[str, Any], device: Any) -> dict[str, Any]:
     """Copy a micro-batch without waiting for the accelerator."""
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    return {k: handed_over(v, device) if isinstance(v, Tensor) else v for k, v in batch.items()}
