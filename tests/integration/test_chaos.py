@@ -43,7 +43,16 @@ def kill_somewhen(ranks: list, logs: list[str], folder: Path, draw: random.Rando
 def test_thirty_kills_cost_nothing(train_type, stage, uneven, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
     common = ["--train_path", str(uneven), "--max_len", "512", "--per_device_train_batch_size", "1"]
-    common += ["--gradient_accumulation_steps", "2", "--max_steps", "400", "--save_model_step", "3"]
+    common += [
+        "--gradient_accumulation_steps",
+        "2",
+        "--join_micro_batches",
+        "False",
+        "--max_steps",
+        "400",
+        "--save_model_step",
+        "3",
+    ]
     common += ["--save_total_limit", "2", "--show_loss_step", "5", "--lora_dropout", "0.1", "--train_type", train_type]
     common += ["--ds_file", f"ds_zero{stage}.json"]
     codes, printed = train([*common, "--output_dir", str(whole)], 2, tmp_path)

@@ -57,12 +57,18 @@ def assert_same(got: dict, want: dict, tolerance: float = 1e-5) -> None:
 
 LORA_CONFIG = {"train_type": "lora", "lora_module_name": "query_key_value,dense", "lora_dim": 4, "lora_dropout": 0.0}
 SPLITS = [(8, 1, 1), (4, 2, 1), (1, 8, 1), (2, 2, 2)]
+APART = ["--join_micro_batches", "False"]
 
 
 @pytest.mark.parametrize(("micro", "accumulation", "ranks"), SPLITS)
 def test_every_split_of_a_window_gives_the_gradient_computed_by_hand(micro, accumulation, ranks, uneven, tmp_path):
+    want, flags = by_hand(uneven, 8, LORA_CONFIG), [*LORA, *APART]
+    assert_same(by_engine(uneven, tmp_path, micro, accumulation, ranks, "ds_zero2_no_offload.json", flags), want)
+
+
+def test_micro_batches_that_run_together_give_the_gradient_computed_by_hand(uneven, tmp_path):
     want = by_hand(uneven, 8, LORA_CONFIG)
-    assert_same(by_engine(uneven, tmp_path, micro, accumulation, ranks, "ds_zero2_no_offload.json", LORA), want)
+    assert_same(by_engine(uneven, tmp_path, 1, 4, 2, "ds_zero2_no_offload.json", LORA), want)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +77,7 @@ def test_every_split_of_a_window_gives_the_gradient_computed_by_hand(micro, accu
 )
 def test_every_zero_stage_on_two_ranks_gives_the_gradient_computed_by_hand(stage, uneven, tmp_path):
     want = by_hand(uneven, 8, LORA_CONFIG)
-    assert_same(by_engine(uneven, tmp_path, 2, 2, 2, stage, LORA), want)
+    assert_same(by_engine(uneven, tmp_path, 2, 2, 2, stage, [*LORA, *APART]), want)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -39,7 +39,7 @@ NORMS = dict.fromkeys(NATIVE, "norm")
 WEIGHTS = {"lora": "adapter_model.safetensors", "full": "model.safetensors"}
 STEPS = ["--max_len", "512", "--max_steps", "6", "--save_model_step", "2", "--show_loss_step", "1"]
 # Ten records: 4 steps an epoch with 1 rank, 2 with 2. Saved at 5; killed in the second micro-batch of the seventh step.
-WINDOWS = ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "3"]
+WINDOWS = ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "3", "--join_micro_batches", "False"]
 LONG = [*WINDOWS, "--max_len", "512", "--max_steps", "8", "--save_model_step", "5", "--show_loss_step", "2"]
 KILLED = 1 + 6 * 3 + 1  # forward passes, that of the longest batch first
 CHOSEN = [
