@@ -34,8 +34,7 @@ class HardwareSettings:
     join_micro_batches: bool = setting(
         True,
         "run micro-batches of a step together while they hold no more tokens than the longest records of one may, or "
-        "than max_tokens_per_batch: the step's gradient is the same, in fewer passes; not in a pipeline, which lives by "
-        "many",
+        "than max_tokens_per_batch: the step's gradient is the same, in fewer passes; a pipeline keeps them apart",
     )
     gradient_checkpointing: int = setting(
         0,
