@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from glmft.console import end_output
 from glmft.device import choose_device, choose_dtype
+from glmft.elsewhere import brought
 from glmft.errors import ConfigError, GlmftError, RankLost, one_line
 
 LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of the environment
@@ -26,7 +27,8 @@ class World:
     """This process among all: its rank, how many there are, and what it computes on.
 
     `host_group` carries the few numbers that ranks send one another from host to host: no accelerator waits for them.
-    `store` is where they first met, `timeout` how many seconds one of them may keep the others waiting.
+    `store` is where they first met, `timeout` how many seconds one of them may keep the others waiting. The layers are
+    cut into `stages`: the first ranks have the first of them, each for a share of the data.
     """
 
     rank: int
@@ -37,10 +39,31 @@ class World:
     host_group: Any = None
     store: Any = None
     timeout: int = 1800
+    stages: int = 1
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def data_size(self) -> int:
+        """Shares that the data is dealt out in."""
+        return self.size // self.stages
+
+    @property
+    def data_rank(self) -> int:
+        """This rank's share."""
+        return self.rank % self.data_size
+
+    @property
+    def stage(self) -> int:
+        """The stage of the layers that this rank has, from 0."""
+        return self.rank // self.data_size
+
+    @property
+    def sees_loss(self) -> bool:
+        """Whether this rank has the last layers, and the loss with them."""
+        return self.stage == self.stages - 1
 
     def describe(self) -> str:
         backend = "nccl" if self.device.type == "cuda" else "gloo"
@@ -338,16 +361,19 @@ def whole_shape(parameter: Any) -> Any:
 
 @contextlib.contextmanager
 def gathered(parameters: Iterable[Any], modified: bool = False) -> Iterator[None]:
-    """Inside, ZeRO-3 parameters are whole on every rank; without ZeRO-3 nothing happens.
+    """Inside, parameters of ZeRO-3 and of other stages are whole on every rank; with neither nothing happens.
 
     Args:
-        modified: keep what rank 0 makes of them.
+        modified: keep what every rank makes of them, in the same way.
     """
-    parameters = [p for p in parameters if hasattr(p, "ds_id")]
-    if not parameters:
-        yield
-        return
-    import deepspeed
+    parameters = list(parameters)
+    partitioned = [p for p in parameters if hasattr(p, "ds_id")]
+    with contextlib.ExitStack() as stack:
+        for parameter in parameters:
+            if hasattr(parameter, "home"):
+                stack.enter_context(brought(parameter, modified))
+        if partitioned:
+            import deepspeed
 
-    with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if modified else None):
+            stack.enter_context(deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0 if modified else None))
         yield

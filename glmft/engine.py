@@ -8,26 +8,28 @@ tokens of the whole step, so it does not depend on how the rows were split.
 import contextlib
 import math
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from glmft.console import say
 from glmft.data.sampler import Plan, in_steps
-from glmft.dist import same_fate, sum_over_ranks
+from glmft.dist import World, same_fate, sum_over_ranks
 from glmft.settings.config import TrainConfig
 from glmft.training.boundary import kept_states
 from glmft.training.checkpoint import open_optimizer
 from glmft.training.divergence import bad_batch
 from glmft.training.evaluation import evaluate, is_better
 from glmft.training.failures import refusals_of_deepspeed
-from glmft.training.job import Batch, Job, count_supervised, make_batch, summed_loss
+from glmft.training.job import Batch, Job, Passes, count_supervised, make_batch, summed_loss
 from glmft.training.longest_batch import try_longest_batch
-from glmft.training.optim import learning_rate, make_optimizer, set_learning_rate
+from glmft.training.optim import learning_rate, make_optimizer, set_learning_rate, total_norm
 from glmft.training.outcome import note_first_answer, outcome_of, sample_weights
+from glmft.training.pipeline import Pipeline
 from glmft.training.plausible import Doubts
 from glmft.training.resuming import load_weights, restore, start_state
 from glmft.training.room import room_line
@@ -52,11 +54,9 @@ def train(model: nn.Module, job: Job, resume_from: Path | None = None) -> TrainR
         state = start_state(job, resume_from)
         if resume_from:
             load_weights(model, open_optimizer(resume_from))
-    optimizer = make_optimizer(model, config, job.tuner.learning_rate_ratio)
-    with refusals_of_deepspeed(config.ds_file):
-        engine, optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=job.ds_config)
+    engine, passes = start_engine(model, job)
     if config.longest_batch_first and not is_over(state, config):  # before Adam's count is restored: it makes it zero
-        fits = try_longest_batch(engine, optimizer, job, state.step, state.total_steps)
+        fits = try_longest_batch(engine, passes, job, state.step, state.total_steps)
         say([fits] if world.is_main else [])
     if resume_from:
         restore(engine, resume_from, state, job)
@@ -71,14 +71,14 @@ def train(model: nn.Module, job: Job, resume_from: Path | None = None) -> TrainR
         for step, window in plan.windows(state.step, state.total_steps):
             if is_over(state, config):
                 break
-            rows = plan.micro_batches(window, world.rank)
+            rows = plan.micro_batches(window, world.data_rank)
             micro_batches = [make_batch(job.rows, numbers, window, job, states) for numbers in rows]
-            supervised, stops = sum_over_ranks(world, count_supervised(micro_batches), stop.noted)
+            supervised, stops = sum_over_ranks(world, count_supervised(micro_batches, world), stop.noted)
             if stops:
                 save_and_stop(engine, state, stop, tracker, job)
             rate = learning_rate(step, state.total_steps, config)
-            set_learning_rate(optimizer, rate)
-            result = train_step(engine, micro_batches, supervised, job)
+            set_learning_rate(engine.optimizer, rate)
+            result = train_step(engine, passes, micro_batches, supervised, job)
             state.skipped = 0 if result.applied else state.skipped + 1
             problem = step_problem(result, state.skipped, config.max_skipped_steps if job.scales_loss else 0)
             if problem:
@@ -122,24 +122,40 @@ class StepResult:
     applied: bool
 
 
-def train_step(engine: Any, micro_batches: list[Batch], supervised: float, job: Job) -> StepResult:
+def start_engine(model: nn.Module, job: Job) -> tuple[Any, Passes]:
+    """DeepSpeed's engine, and how micro-batches go through it: one by one, or in a pipeline of stages."""
+    optimizer = make_optimizer(model, job.config, job.tuner.learning_rate_ratio)
+    with refusals_of_deepspeed(job.config.ds_file):
+        if job.cut:
+            pipeline = Pipeline(model, optimizer, job)
+            return pipeline, pipeline.passes
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=job.ds_config)
+    return engine, partial(one_by_one, engine, job.world)
+
+
+def one_by_one(engine: Any, world: World, micro_batches: list[Batch], scale: float) -> list[Tensor]:
+    """See `Passes`."""
+    losses, last = [], len(micro_batches) - 1
+    for i, batch in enumerate(micro_batches):
+        engine.set_gradient_accumulation_boundary(i == last)
+        loss = summed_loss(engine, batch, world)
+        engine.backward(loss * scale, scale_wrt_gas=False)
+        losses.append(loss.detach().float())
+        if i < last:
+            engine.step()  # only counts
+    return losses
+
+
+def train_step(engine: Any, passes: Passes, micro_batches: list[Batch], supervised: float, job: Job) -> StepResult:
     """Forward and backward of all micro-batches; the optimizer's step if loss and gradient are finite.
 
     Args:
         supervised: tokens of all ranks' micro-batches that the loss is a mean over.
     """
-    losses, last = [], len(micro_batches) - 1
-    for i, batch in enumerate(micro_batches):
-        engine.set_gradient_accumulation_boundary(i == last)
-        loss = summed_loss(engine, batch, job.world)
-        # DeepSpeed averages gradients over ranks: times their number makes it a sum.
-        engine.backward(loss * (job.world.size / supervised), scale_wrt_gas=False)
-        losses.append(loss.detach().float())
-        if i < last:
-            engine.step()  # only counts
+    # DeepSpeed averages gradients over ranks: times their number makes it a sum.
+    losses = passes(micro_batches, job.world.data_size / supervised)
     if engine.zero_optimization_stage() == 0:  # where DeepSpeed would step with a NaN
-        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-        losses.append(torch.nn.utils.get_total_norm(gradients).float())
+        losses.append(total_norm(engine.module, job.world))
     # The one time in a step that the host waits; DeepSpeed waits for the gradient's norm right after it anyway.
     numbers = torch.stack(losses).tolist()
     norm = numbers.pop() if len(numbers) > len(micro_batches) else None

@@ -196,6 +196,9 @@ class StoredTensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return tensor_of(open_weights(self.files[name]), name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.files  # else it would be read
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.files)
 

@@ -12,6 +12,7 @@ from typing import Any
 from glmft import dist
 from glmft.commands.quiet import quiet
 from glmft.commands.rows import beyond_the_model, training_rows
+from glmft.commands.stages import cut_into_stages, in_stages, require_pipeline
 from glmft.console import lasting_output, say
 from glmft.device import DTYPES, keep_freed_memory, torch_dtype
 from glmft.errors import ConfigError, DataError
@@ -41,6 +42,8 @@ def train(config: TrainConfig) -> Any:
                 raise ConfigError(problems)
             precision = asked_precision(find_ds_file(config.ds_file))
         world = dist.start(config.device, config.dtype, precision, config.rank_timeout)
+        with dist.alike_on_all_ranks():
+            world = in_stages(world, config.pipeline_stages)
         if not config.verbose:
             quiet()
         return run(config, world, messages, stack)
@@ -132,8 +135,10 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
     model_config = load_config(place.base, place.mode(config.mode), config.quantization_bit)
     _, bare_model = check_folder(model_config, place.base)
     dtype = next(name for name, torch_name in DTYPES.items() if str(world.dtype).endswith(torch_name))
-    resolved = resolve(find_ds_file(config.ds_file), config, world.size, dtype, model_config.hidden_size)
-    check_sections(resolved.given, resolved.config, config.ds_file)
+    resolved = resolve(find_ds_file(config.ds_file), config, world.data_size, dtype, model_config.hidden_size)
+    check_sections(resolved.given, resolved.config, config.ds_file, world.data_size if world.stages > 1 else None)
+    if world.stages > 1:
+        require_pipeline(config, model_config, resolved.config["zero_optimization"].get("stage", 0))
     tuner, trained = fitting_tuner(config, bare_model, resolved.config["zero_optimization"].get("stage", 0))
     tokenizer = load_tokenizer(place.base, model_config.family, model_config)
     rows, validation = training_rows(config, tokenizer)
@@ -141,20 +146,22 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
         len(rows.lengths),
         config.per_device_train_batch_size,
         config.gradient_accumulation_steps,
-        world.size,
+        world.data_size,
         config.seed,
         rows.lengths if config.group_by_length else None,
         rows.lengths,
         config.max_tokens_per_batch,
-        config.join_micro_batches,
+        config.join_micro_batches and world.stages == 1,  # many of them keep a pipeline's stages busy
     )
     base = {**record_of(model_config, place.base), TRAINED_WITH: record_of_settings(config)}
     folder = Path(config.output_dir)
     job = Job(config, resolved.config, world, tuner, base, tokenizer, plan, folder, rows, validation)
     if config.save_best == "f1" and not has_triples(job):
         raise ConfigError("--save_best f1: the validation rows have no triples a_b_c to score; name another metric")
-    boundary_lines = set_boundary(job, trained, model_config) if config.cache_frozen_activations else []
-    return Prepared(job, model_config, trained, [*resolved.messages, *run_lines(job, model_config), *boundary_lines])
+    messages = [*resolved.messages, *run_lines(job, model_config)]
+    messages += set_boundary(job, trained, model_config) if config.cache_frozen_activations else []
+    messages += cut_into_stages(job, bare_model, trained) if world.stages > 1 else []
+    return Prepared(job, model_config, trained, messages)
 
 
 def set_boundary(job: Any, trained: dict[str, list[int]], model_config: Any) -> list[str]:
@@ -256,7 +263,7 @@ def check_states(checkpoint: Path | None, config: TrainConfig, world: dist.World
     from glmft.training.state import load_state
 
     if checkpoint is not None:
-        window = config.per_device_train_batch_size * config.gradient_accumulation_steps * world.size
+        window = config.per_device_train_batch_size * config.gradient_accumulation_steps * world.data_size
         now = {"window": window, "seed": config.seed, "grouped": config.group_by_length}
         require_same(vars(load_state(checkpoint)), now, checkpoint)
         require_same(read_json_if_there(checkpoint / RUN_CONFIG), {"train_type": config.train_type}, checkpoint)
@@ -284,6 +291,7 @@ def prepare_model(job: Any, model_config: Any) -> tuple[Any, list[str]]:
     from glmft.models.checkpointing import checkpoint_layers
     from glmft.models.loading import load_model
     from glmft.models.partitioned import load_partitioned
+    from glmft.models.stages import load_stage, settle
     from glmft.tuners.base import cast_trainable
 
     config, world, base, messages = job.config, job.world, job.base["base_model_name_or_path"], []
@@ -292,19 +300,21 @@ def prepare_model(job: Any, model_config: Any) -> tuple[Any, list[str]]:
     if partitions and (reads := job.tuner.reads_base_weights):
         messages.append(f"ZeRO-3: every rank loads the whole base first, as {reads} reads its weights")
         partitions = False
-    if partitions:
-        owned = job.tuner.owned_by_base
-        model = load_partitioned(
-            model_config, base, world, job.ds_config, owned, trained_in, config.attn_implementation
-        )
+    owned, attention = job.tuner.owned_by_base, config.attn_implementation
+    if job.cut:
+        model = load_stage(model_config, base, job.cut, world.dtype, owned, attention)
+    elif partitions:
+        model = load_partitioned(model_config, base, world, job.ds_config, owned, trained_in, attention)
     else:
-        model = load_model(model_config, base, world.dtype, config.attn_implementation)
+        model = load_model(model_config, base, world.dtype, attention)
     if job.zero_stage == 3 and model_config.quantisation:
         messages.append("ZeRO-3: the quantised weights are no parameters; every rank has all of them")
     seed_everything(config.seed)  # equal initial values on all ranks
     model = job.tuner.apply(model)
     cast_trainable(model, trained_in)
     checkpoint_layers(model, config.gradient_checkpointing, config.use_reentrant)
+    if job.cut:
+        settle(model, job.cut, world)
     seed_everything(config.seed + world.rank)  # dropout of its own on each rank
     keep_freed_memory()
     return model, messages

@@ -60,6 +60,16 @@ class NativeDecoder(KeepsIntegers, VirtualTokens):
     config: Any
     layers: nn.ModuleList
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The layers."""
+        return self.layers
+
+    @property
+    def last_norm(self) -> nn.Module:
+        """The final norm."""
+        return self.norm
+
     def add_prefix_encoder(self) -> None:
         super().add_prefix_encoder()
         use_prefixed_attention(self.config)

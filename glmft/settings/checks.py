@@ -52,6 +52,7 @@ def check(config: TrainConfig) -> list[str]:
         if isinstance(value := getattr(config, name), float) and value > 1 and not value.is_integer()
     ]
     problems += _data_problems(config)
+    problems += pipeline_problems(config)
     if config.model_name_or_path and not Path(config.model_name_or_path).is_dir():
         problems.append(f"--model_name_or_path {config.model_name_or_path}: no such folder (nothing is downloaded)")
     try:
@@ -139,6 +140,32 @@ def _tuner_problems(config: TrainConfig) -> list[str]:
     if config.ptuning_checkpoint and config.train_type != "ptuning":
         problems.append(f"--ptuning_checkpoint: starts a run of --train_type ptuning, not {config.train_type}")
     return problems
+
+
+def pipeline_problems(config: TrainConfig) -> list[str]:
+    """What does not go with stages of layers, one line each."""
+    partition, problems = config.pipeline_partition, []
+    if partition not in ("parameters", "time") and not re.fullmatch(r"[0-9]{1,4}(,[0-9]{1,4})*", partition):
+        problems.append(
+            f"--pipeline_partition {partition}: is neither parameters nor time nor layers of each stage, as 10,9,9"
+        )
+    if config.pipeline_stages == 1:
+        return problems
+    refused = {
+        "--use_reentrant: gives no gradient across stages; leave it out, --gradient_checkpointing alone does": (
+            config.use_reentrant
+        ),
+        "--predict_with_generate: no stage has the whole model; after the run answer with predict.py": (
+            config.predict_with_generate
+        ),
+        "--cache_frozen_activations: keeps what comes into a layer of a whole model; leave it out": (
+            config.cache_frozen_activations
+        ),
+        "--dtype fp16: its loss is not scaled across stages; take bf16 or fp32": config.dtype == "fp16",
+        "--quantization_bit nf4: is loaded as a whole; take 4 or 8": config.quantization_bit == "nf4",
+    }
+    place = f"--pipeline_stages {config.pipeline_stages}"
+    return problems + [f"{place} with {what}" for what, is_asked in refused.items() if is_asked]
 
 
 def is_lora_start(name: str) -> bool:

@@ -322,6 +322,7 @@ class TrainConfig(
         self.resume = resume_point(self.resume, self.output_dir)
         self.train_type = VALUES["train_type"].get(self.train_type, self.train_type)
         self.gradient_checkpointing = every_nth_layer(str(self.gradient_checkpointing))
+        self.ds_file = self.ds_file or ("ds_zero1.json" if self.pipeline_stages > 1 else "ds_zero2_no_offload.json")
 
     @property
     def watched_metric(self) -> str:

@@ -34,7 +34,7 @@ class HardwareSettings:
     join_micro_batches: bool = setting(
         True,
         "run micro-batches of a step together while they hold no more tokens than the longest records of one may, or "
-        "than max_tokens_per_batch: the step's gradient is the same, in fewer passes",
+        "than max_tokens_per_batch: the step's gradient is the same, in fewer passes; a pipeline keeps them apart",
     )
     gradient_checkpointing: int = setting(
         0,
@@ -50,7 +50,13 @@ class HardwareSettings:
         "compute what comes into the lowest trained layer once for each record, and read it from the disk from then "
         "on: tokens x hidden size numbers in cache_dir",
     )
-    ds_file: str = setting(
-        "ds_zero2_no_offload.json",
-        "DeepSpeed file: a path, or a name in ds_configs/",
+    ds_file: str | None = setting(
+        None,
+        "DeepSpeed file: a path, or a name in ds_configs/; none: ds_zero2_no_offload.json, in a pipeline ds_zero1.json",
+    )
+    pipeline_stages: int = setting(
+        1, "cut the layers into this many parts, each on ranks of its own, that pass hidden states on", at_least=1
+    )
+    pipeline_partition: str = setting(
+        "parameters", "layers of each stage: by parameters, by the time that they take, or by hand, as 10,9,9"
     )

@@ -30,7 +30,8 @@ def bad_batch(
         losses: the summed loss of each micro-batch.
     """
     rank, examples = job.world.rank, job.rows.examples
-    here = [{"rank": rank, "rows": numbers, "loss": loss} for numbers, loss in zip(rows, losses, strict=True)]
+    seen = zip(rows, losses, strict=True) if job.world.sees_loss else ()
+    here = [{"rank": rank, "rows": numbers, "loss": loss} for numbers, loss in seen]
     parts = [part for of_rank in gather_objects(job.world, here) for part in of_rank]
     worst = [row for part in parts if not math.isfinite(part["loss"]) for row in part["rows"]]
     path = job.folder / BAD_BATCH

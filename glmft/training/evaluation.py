@@ -36,16 +36,16 @@ def evaluate(engine: Any, job: Job, stop: StopSignals) -> dict[str, float]:
 def validation_loss(engine: Any, job: Job, stop: StopSignals) -> float | None:
     """Mean loss in nats over all supervised tokens of the validation rows, each of which is seen once by one rank."""
     world, rows = job.world, job.validation
-    plan = Plan(len(rows.lengths), job.config.per_device_eval_batch_size, 1, world.size, seed=0)
+    plan = Plan(len(rows.lengths), job.config.per_device_eval_batch_size, 1, world.data_size, seed=0)
     order = longest_first(range(plan.records), rows.lengths)
     loss, supervised = torch.zeros((), device=world.device), 0
     for first in range(0, len(order), plan.window_size):
         if stop.agreed():
             return None
         window = order[first : first + plan.window_size]
-        batch = make_batch(rows, plan.micro_batches(window, world.rank)[0], window, job)
+        batch = make_batch(rows, plan.micro_batches(window, world.data_rank)[0], window, job)
         loss += summed_loss(engine, batch, world)
-        supervised += count_supervised([batch])
+        supervised += count_supervised([batch], world)
     total, count = sum_over_ranks(world, loss.item(), supervised)
     return total / count
 

@@ -1,5 +1,6 @@
 """What a training run works on, and one micro-batch of it: shared by the loop and its evaluations."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,15 @@ from glmft.data.collate import one_row, to_device
 from glmft.data.dataset import Rows
 from glmft.data.sampler import Plan
 from glmft.dist import World
+from glmft.models.stages import Cut
 from glmft.settings.config import TrainConfig
 from glmft.training.kept_states import KeptStates
 from glmft.tuners.base import Tuner
 
 Batch = dict[str, Any]
+# Forward and backward of some micro-batches, their losses times a number: the loss of each, summed over its supervised
+# tokens, where this rank sees it.
+Passes = Callable[[list[Batch], float], list[Tensor]]
 
 
 @dataclass
@@ -28,6 +33,7 @@ class Job:
         validation: rows that are not trained on; None: there are none.
         trained: what trains, as lines for a reader.
         boundary: the lowest layer that trains, if what comes into it is kept on disk; 0: nothing is.
+        cut: which stage has which layers; None: the model is in one piece.
     """
 
     config: TrainConfig
@@ -42,6 +48,7 @@ class Job:
     validation: Rows | None = None
     trained: str = ""
     boundary: int = 0
+    cut: Cut | None = None
 
     @property
     def scales_loss(self) -> bool:
@@ -66,9 +73,9 @@ def make_batch(rows: Rows, numbers: list[int], window: list[int], job: Job, stat
     return to_device(states.in_place_of_ids(batch, chosen) if states else batch, job.world.device)
 
 
-def count_supervised(micro_batches: list[Batch]) -> int:
-    """The supervised tokens of some micro-batches of this rank."""
-    return sum(len(batch["loss_positions"]) for batch in micro_batches)
+def count_supervised(micro_batches: list[Batch], world: World) -> int:
+    """The supervised tokens of some micro-batches of this rank; those of a pipeline count on its last stage."""
+    return sum(len(batch["loss_positions"]) for batch in micro_batches) if world.sees_loss else 0
 
 
 def summed_loss(engine: Any, batch: Batch, world: World) -> Tensor:

@@ -6,31 +6,32 @@ from typing import Any
 from glmft.device import peak_memory
 from glmft.dist import sum_over_ranks
 from glmft.training.divergence import bad_batch
-from glmft.training.job import Job, make_batch, summed_loss
+from glmft.training.job import Job, Passes, make_batch
 from glmft.training.optim import set_learning_rate
 from glmft.training.random_state import random_state, set_random_state
 from glmft.training.zero_state import forget_steps
 
 
-def try_longest_batch(engine: Any, optimizer: Any, job: Job, start: int, total: int) -> str:
+def try_longest_batch(engine: Any, passes: Passes, job: Job, start: int, total: int) -> str:
     """Hold all memory of a step once; a line that says how much that was.
 
     Learning rate and gradient are zero, and the random states are put back. Adam's count starts at zero again, so this
     must come before a checkpoint is restored. Raises DivergenceError if the loss is not finite.
 
     Args:
-        start, total: the run's optimizer steps are `start` to `total - 1`; tried is their micro-batch of most tokens.
+        passes: of the engine.
+        start, total: the run's optimizer steps are `start` to `total - 1`; tried is their micro-batch of most tokens,
+            in a pipeline as often as there can be micro-batches under way.
     """
     world, lengths = job.world, job.rows.lengths
     numbers = job.plan.heaviest(lengths, start, total)
     before = random_state(world)
-    set_learning_rate(optimizer, 0.0)
+    set_learning_rate(engine.optimizer, 0.0)
     engine.train()
-    engine.set_gradient_accumulation_boundary(True)
-    loss = summed_loss(engine, make_batch(job.rows, numbers, numbers, job), world)
-    if not math.isfinite(sum_over_ranks(world, loss.item())[0]):
-        raise bad_batch("the loss is not finite", 0, numbers, [numbers], [loss.item()], job)
-    engine.backward(loss * 0.0, scale_wrt_gas=False)
+    batch = make_batch(job.rows, numbers, numbers, job)
+    losses = [loss.item() for loss in passes([batch] * min(world.stages, job.plan.accumulation), 0.0)]
+    if not math.isfinite(sum_over_ranks(world, sum(losses))[0]):
+        raise bad_batch("the loss is not finite", 0, numbers, [numbers] * len(losses), losses, job)
     engine.step()
     forget_steps(engine)
     set_random_state(before, world)

@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from glmft.dist import whole_shape
+from glmft.dist import World, whole_shape
+from glmft.elsewhere import is_elsewhere
 from glmft.settings.config import TrainConfig
 
 
@@ -32,6 +33,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Trainable parameters: matrices decay; biases, norms and other vectors do not.
 
+    Every stage has the same groups, some perhaps without a parameter that is here.
+
     Args:
         rate_ratio: learning rate of a parameter, by its name, over the run's; each ratio has groups of its own.
     """
@@ -39,7 +42,7 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decay = weight_decay if len(whole_shape(parameter)) >= 2 else 0.0
-            groups.setdefault((decay, rate_ratio(name)), []).append(parameter)
+            groups.setdefault((decay, rate_ratio(name)), []).extend([] if is_elsewhere(parameter) else [parameter])
     return [{"params": ps, "weight_decay": decay, "rate_ratio": ratio} for (decay, ratio), ps in groups.items()]
 
 
@@ -57,3 +60,17 @@ def make_optimizer(model: Any, config: TrainConfig, rate_ratio: Callable[[str], 
 def set_learning_rate(optimizer: Any, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate * group["rate_ratio"]
+
+
+def total_norm(model: Any, world: World) -> Any:
+    """Norm of the gradient over all stages, a tensor in float32. Collective in a pipeline."""
+    import torch
+    import torch.distributed as dist
+
+    counted = (p for p in model.parameters() if p.grad is not None and not getattr(p, "ds_pipe_replicated", False))
+    norm = torch.nn.utils.get_total_norm([p.grad for p in counted]).float().to(world.device)
+    if world.stages > 1:
+        norm = norm.square()
+        dist.all_reduce(norm)
+        norm = (norm / world.data_size).sqrt()
+    return norm

@@ -60,11 +60,12 @@ def sample_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def first_answer(engine: Any, job: Job) -> str | None:
-    """The start of the model's greedy answer to the first record; None if that shall not be asked. Collective.
+    """The start of the model's greedy answer to the first record; None if that shall not be asked, or no rank has all
+    of the model. Collective.
 
     Nothing is drawn, so that the random states stay as they are.
     """
-    if not job.config.compare_answers:
+    if not job.config.compare_answers or job.cut:
         return None
     prompt, _ = split_row(first_document(job.rows.examples[0]), job.tokenizer)
     decoding = DecodingSettings(max_new_tokens=FEW_TOKENS)

@@ -16,6 +16,7 @@ from deepspeed.utils import (
 from torch import Tensor
 
 from glmft.dist import whole_shape
+from glmft.elsewhere import at_main, is_elsewhere
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -31,12 +32,17 @@ def packed(engine: Any, keep: bool) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in _trainable(engine):
         shape = whole_shape(parameter)
         for key in ("param", *MOMENTS):
-            if not _is_partitioned(parameter):
+            if is_elsewhere(parameter):
+                value = None
+            elif not _is_partitioned(parameter):
                 value = parameter.detach() if key == "param" else inner.state[parameter][key]
             elif key == "param":
                 value = safe_get_full_fp32_param(parameter)
             else:
                 value = safe_get_full_optimizer_state(parameter, key)
+            if hasattr(parameter, "home"):
+                dtype = torch.float32 if engine.zero_optimization_stage() else parameter.dtype
+                value = at_main(parameter, value, dtype)
             yield f"{key}/{name}", value.detach().reshape(shape).to("cpu", copy=True) if keep else torch.empty(0)
 
 
@@ -54,6 +60,8 @@ def unpack(engine: Any, tensors: Mapping[str, Tensor], step: int) -> None:
         inner.state[parameter] = {"step": torch.tensor(float(step)), **zeros}
     _relink(engine.optimizer)
     for name, parameter in _trainable(engine):
+        if is_elsewhere(parameter):
+            continue
         for key in MOMENTS:
             value = tensors[f"{key}/{name}"]
             if _is_partitioned(parameter):

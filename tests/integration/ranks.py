@@ -20,6 +20,7 @@ NATIVE = ["native-glm", "native-glm4"]
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "examples" / "quickstart" / "base"
 LORA = ["--train_type", "lora", "--lora_module_name", "query_key_value,dense", "--lora_dim", "4", "--lora_dropout", "0"]
+STAGED = ["--pipeline_stages", "2"]
 SECONDS = 300
 # What a run imports, DeepSpeed's check of optimizers (which takes two seconds) included.
 PRELOADED = [
@@ -52,26 +53,36 @@ class Harm:
 
     def befall(self, rank: int) -> None:
         from glmft import engine
-        from glmft.training import evaluation, longest_batch
+        from glmft.training import evaluation, longest_batch, pipeline
 
-        passes, real = 0, engine.summed_loss
+        passes, whole, stage = 0, engine.summed_loss, pipeline.Stage.forward
 
-        def harmed(*args):
+        def harmed(out, ids):
             nonlocal passes
+            if self.bad_loss_with is not None and (ids == self.bad_loss_with).any():
+                out = out * float("nan")
+            if self.bad_gradient_at == passes and rank == 0:
+                out.register_hook(lambda gradient: gradient * float("nan"))
+            passes += 1  # the first is that of the longest batch
+            return out
+
+        def begin():
             if passes == self.die_after:
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.fails and (rank, passes) == (self.fails[0], 2):
                 raise RuntimeError(self.fails[1])
-            loss = real(*args)
-            if self.bad_loss_with is not None and (args[1]["input_ids"] == self.bad_loss_with).any():
-                loss = loss * float("nan")
-            if self.bad_gradient_at == passes and rank == 0:
-                loss.register_hook(lambda gradient: gradient * float("nan"))
-            passes += 1  # the first is that of the longest batch
-            return loss
+
+        def whole_model(*args):
+            begin()
+            return harmed(whole(*args), args[1]["input_ids"])
+
+        def one_stage(self, received):
+            begin()
+            return harmed(stage(self, received), received)
 
         for module in (engine, evaluation, longest_batch):
-            module.summed_loss = harmed
+            module.summed_loss = whole_model
+        pipeline.Stage.forward = one_stage
         for kind, limit in ((resource.RLIMIT_FSIZE, self.file_bytes), (resource.RLIMIT_AS, self.address_bytes)):
             if limit:
                 resource.setrlimit(kind, (limit, limit))

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from ranks import NATIVE, losses, metrics, train
+from ranks import NATIVE, SLOW, STAGED, losses, metrics, train
 from safetensors.torch import load_file
 
 import glmft
@@ -61,6 +61,20 @@ MATRIX = [
 ]
 
 
+PIPELINES = [
+    ("lora-plus", "glm2", "pipeline", 2),
+    ("lora-pissa", "glm3", "pipeline", 2),
+    ("ptuning", "glm", "pipeline", 2),
+    ("prompt", "native-glm4", "pipeline", 2),
+    ("full", "glm", "pipeline", 4),
+]
+
+
+def how(stage: str) -> list[str]:
+    """Flags for a ZeRO stage or a pipeline."""
+    return STAGED if stage == "pipeline" else ["--ds_file", stage]
+
+
 def lines(folder) -> list[dict]:
     """The log lines of a run, without what depends on the clock."""
     return [{k: row[k] for k in ("step", "loss", "learning_rate", "grad_norm")} for row in metrics(folder)]
@@ -69,24 +83,26 @@ def lines(folder) -> list[dict]:
 def outcome(folder) -> tuple:
     """What a run says of its answers and weights; all of it is known."""
     results = json.loads((folder / "train_results.json").read_text(encoding="utf-8"))
-    came_to = (results["first_answer"], results["last_answer"], results["weight_change"])
-    assert None not in came_to
-    return came_to
+    answers = (results["first_answer"], results["last_answer"])
+    assert results["weight_change"] is not None
+    assert (None in answers) == (json.loads((folder / "train_config.json").read_text())["pipeline_stages"] > 1)
+    return (*answers, results["weight_change"])
 
 
 @pytest.mark.parametrize(
     ("tuner", "family", "stage", "ranks"),
-    [*CHOSEN, *(pytest.param(*case, marks=pytest.mark.slow) for case in MATRIX if case not in CHOSEN)],
+    [*CHOSEN, *(pytest.param(*case, marks=SLOW) for case in [*MATRIX, *PIPELINES] if case not in CHOSEN)],
 )
 def test_a_run_killed_in_mid_window_ends_with_the_same_bits(tuner, family, stage, ranks, all_folders, uneven, tmp_path):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    common = ["--train_path", str(uneven), "--model_name_or_path", str(all_folders[family]), "--ds_file", stage]
+    common = ["--train_path", str(uneven), "--model_name_or_path", str(all_folders[family]), *how(stage)]
     common += [*LONG, *(flag.replace("final_layernorm", NORMS.get(family, flag)) for flag in TUNERS[tuner])]
     codes, printed = train([*common, "--output_dir", str(whole)], ranks, tmp_path)
     assert codes == [0] * ranks, printed
     common += ["--output_dir", str(resumed)]
     codes, printed = train(common, ranks, tmp_path, die_after=KILLED)
-    assert codes == [-signal.SIGKILL] * ranks, printed
+    # In a pipeline the first stages are ahead: when they are killed, the others have lost them.
+    assert set(codes) <= {-signal.SIGKILL, 5} if stage == "pipeline" else set(codes) == {-signal.SIGKILL}, printed
     codes, printed = train([*common, "--resume", "yes"], ranks, tmp_path)
     assert codes == [0] * ranks, printed
     assert lines(resumed) == lines(whole)
@@ -122,14 +138,28 @@ def test_parts_of_epochs_and_shares_of_steps_go_on_alike(uneven, tmp_path):
 
 
 TOPOLOGIES = [(stage, ranks) for stage in ("0", "1", "2_no_offload", "3_no_offload") for ranks in (1, 2)]
+THROUGH_PIPELINES = [
+    (("pipeline", 2), ("2_no_offload", 2)),
+    (("3_no_offload", 1), ("pipeline", 4)),
+    (("pipeline", 4), ("0", 1)),
+    (("0", 1), ("pipeline", 2)),
+]
 MOVED = [(("2_no_offload", 2), ("3_no_offload", 1)), (("3_no_offload", 2), ("0", 2))]
 
 
 def run_of(topology, uneven, out, tmp_path, *more: str) -> None:
     stage, ranks = topology
     flags = ["--train_path", str(uneven), *STEPS, "--train_type", "lora", "--lora_dropout", "0", "--lora_dim", "4"]
-    flags += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", str(2 // ranks)]
-    flags += ["--ds_file", f"ds_zero{stage}.json", "--output_dir", str(out), "--loraplus_lr_ratio", "4", *more]
+    shares = ranks // 2 if stage == "pipeline" else ranks
+    flags += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", str(2 // shares)]
+    flags += [
+        *how("pipeline" if stage == "pipeline" else f"ds_zero{stage}.json"),
+        "--output_dir",
+        str(out),
+        "--loraplus_lr_ratio",
+        "4",
+        *more,
+    ]
     codes, printed = train(flags, ranks, tmp_path)
     assert codes == [0] * ranks, printed
 
@@ -144,6 +174,7 @@ def run_of(topology, uneven, out, tmp_path, *more: str) -> None:
             for after in TOPOLOGIES
             if (before, after) not in MOVED
         ),
+        *(pytest.param(before, after, marks=SLOW) for before, after in THROUGH_PIPELINES),
     ],
 )
 def test_a_run_goes_on_with_other_ranks_and_another_stage(before, after, uneven, tmp_path):

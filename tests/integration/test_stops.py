@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from ranks import BASE, ROOT, SLOW, start, train, wait_for
+from ranks import BASE, ROOT, SLOW, STAGED, start, train, wait_for
 from safetensors.torch import load_file
 
 from glmft.tokenizers.loading import load_tokenizer
@@ -26,11 +27,16 @@ def finished(ranks, logs) -> tuple[list[int], str]:
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, *(pytest.param(s, marks=SLOW) for s in (signal.SIGINT, signal.SIGUSR1))]
+    ("number", "how"),
+    [
+        (signal.SIGTERM, []),
+        *(pytest.param(number, [], marks=SLOW) for number in (signal.SIGINT, signal.SIGUSR1)),
+        pytest.param(signal.SIGTERM, STAGED, marks=SLOW),
+    ],
 )
-def test_a_signal_to_one_rank_saves_and_ends_all_and_resume_gives_the_same_bits(number, uneven, tmp_path):
+def test_a_signal_to_one_rank_saves_and_ends_all_and_resume_gives_the_same_bits(number, how, uneven, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
-    common = ["--train_path", str(uneven), *STEPS, *LORA]
+    common = ["--train_path", str(uneven), *STEPS, *LORA, *how]
     assert train([*common, "--output_dir", str(whole)], 2, tmp_path)[0] == [0, 0]
     common += ["--output_dir", str(out)]
     ranks, logs = start(common, 2, tmp_path)
@@ -68,11 +74,23 @@ def test_ranks_notice_that_their_launcher_is_gone(uneven, tmp_path):
     assert len(list(out.glob("checkpoint-*"))) == 1
 
 
-@pytest.mark.parametrize("stage", ["2_no_offload", pytest.param("0", marks=SLOW)])
-def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(stage, uneven, tmp_path):
+def stages(*ds_files: str) -> list:
+    """Flags for each of the DeepSpeed files and for a pipeline with each of the first two, for slow tests."""
+    plain = [["--ds_file", f"ds_zero{name}.json"] for name in ds_files]
+    staged = [[*STAGED, "--ds_file", f"ds_zero{name}.json"] for name in ("0", "1")]
+    return [pytest.param(flags, marks=SLOW, id="-".join(flags[1::2])) for flags in plain + staged]
+
+
+def quick(ds_file: str) -> Any:
+    """The same, of one file, for fast tests."""
+    return pytest.param(["--ds_file", f"ds_zero{ds_file}.json"], id=f"ds_zero{ds_file}.json")
+
+
+@pytest.mark.parametrize("how", [quick("2_no_offload"), *stages("0")])
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(how, uneven, tmp_path):
     out = tmp_path / "out"
     common = ["--train_path", str(uneven), *STEPS, "--train_type", "full", "--output_dir", str(out)]
-    common += ["--max_steps", "4", "--ds_file", f"ds_zero{stage}.json", "--save_model_step", "2"]
+    common += ["--max_steps", "4", *how, "--save_model_step", "2"]
     codes, printed = train([*common, "--max_steps", "2"], 2, tmp_path)
     assert codes == [0, 0], printed
     codes, printed = train([*common, "--resume", "yes"], 2, tmp_path, file_bytes=1_000_000)
@@ -87,24 +105,15 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_stays(stage, uneven, 
     assert codes == [0, 0], printed
 
 
-@pytest.mark.parametrize(
-    "stage", ["0", "2_no_offload", pytest.param("1", marks=SLOW), pytest.param("3_no_offload", marks=SLOW)]
-)
-def test_a_loss_that_is_no_number_stops_before_the_weights_change_and_names_the_records(stage, tmp_path):
+@pytest.mark.parametrize("how", [quick("0"), quick("2_no_offload"), *stages("1", "3_no_offload")])
+def test_a_loss_that_is_no_number_stops_before_the_weights_change_and_names_the_records(how, tmp_path):
     data = tmp_path / "data.json"
     rows = [{"instruction": "请复述", "input": "云川", "output": "云川"} for _ in range(10)]
     rows[3]["input"] = "溪"
     data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     out = tmp_path / "out"
     flags = ["--train_path", str(data), "--model_name_or_path", str(BASE), *STEPS, "--max_len", "300"]
-    flags += [
-        "--per_device_train_batch_size",
-        "1",
-        "--ds_file",
-        f"ds_zero{stage}.json",
-        "--longest_batch_first",
-        "False",
-    ]
+    flags += ["--per_device_train_batch_size", "1", *how, "--longest_batch_first", "False"]
     token = load_tokenizer(BASE).encode_text("溪")[-1]
     flags += ["--save_model_step", "1", "--output_dir", str(out)]
     codes, printed = train(flags, 2, tmp_path, bad_loss_with=token)
@@ -122,12 +131,10 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change_and_names_the_
     assert len(list(out.glob("checkpoint-*"))) == report["step"] - 1
 
 
-@pytest.mark.parametrize(
-    "stage", ["0", "3_no_offload", pytest.param("1", marks=SLOW), pytest.param("2_no_offload", marks=SLOW)]
-)
-def test_a_gradient_that_is_no_number_stops_too(stage, uneven, tmp_path):
+@pytest.mark.parametrize("how", [quick("0"), quick("3_no_offload"), *stages("1", "2_no_offload")])
+def test_a_gradient_that_is_no_number_stops_too(how, uneven, tmp_path):
     out = tmp_path / "out"
-    flags = ["--train_path", str(uneven), *STEPS, *LORA, "--ds_file", f"ds_zero{stage}.json", "--save_model_step", "1"]
+    flags = ["--train_path", str(uneven), *STEPS, *LORA, *how, "--save_model_step", "1"]
     codes, printed = train([*flags, "--output_dir", str(out)], 2, tmp_path, bad_gradient_at=3)
     assert codes == [3, 3], printed
     told = [line for line in printed.splitlines() if line.startswith("error: ")]
@@ -136,10 +143,10 @@ def test_a_gradient_that_is_no_number_stops_too(stage, uneven, tmp_path):
     assert [p.name for p in sorted(out.glob("checkpoint-*"))] == ["checkpoint-1", "checkpoint-2"]
 
 
-def test_a_rank_that_dies_takes_the_others_down_with_one_line(uneven, tmp_path):
-    ranks, logs = start(
-        ["--train_path", str(uneven), *STEPS, *LORA, "--output_dir", str(tmp_path / "out")], 2, tmp_path
-    )
+@pytest.mark.parametrize("how", [[], pytest.param(STAGED, marks=SLOW)])
+def test_a_rank_that_dies_takes_the_others_down_with_one_line(how, uneven, tmp_path):
+    flags = ["--train_path", str(uneven), *STEPS, *LORA, *how, "--output_dir", str(tmp_path / "out")]
+    ranks, logs = start(flags, 2, tmp_path)
     wait_for(tmp_path / "out" / "metrics.jsonl", '"step": 3')
     began = time.monotonic()
     ranks[1].kill()
@@ -150,8 +157,9 @@ def test_a_rank_that_dies_takes_the_others_down_with_one_line(uneven, tmp_path):
     assert len([line for line in printed.splitlines() if line.startswith("error: another rank has ended")]) == 1
 
 
-def test_an_error_of_one_rank_alone_is_told_once(uneven, tmp_path):
-    flags = ["--train_path", str(uneven), *STEPS, *LORA, "--output_dir", str(tmp_path / "out")]
+@pytest.mark.parametrize("how", [[], pytest.param(STAGED, marks=SLOW)])
+def test_an_error_of_one_rank_alone_is_told_once(how, uneven, tmp_path):
+    flags = ["--train_path", str(uneven), *STEPS, *LORA, *how, "--output_dir", str(tmp_path / "out")]
     codes, printed = train(flags, 2, tmp_path, fails=(1, "out of memory, they say"))
     assert codes == [5, 4], printed
     assert "Traceback" not in printed
