@@ -43,7 +43,16 @@ def train(config: TrainConfig) -> Any:
         world = dist.start(config.device, config.dtype, precision, config.rank_timeout)
         if not config.verbose:
             quiet()
-        return run(config, world, messages, stack)
+        return show_plan(config, world) if config.plan else run(config, world, messages, stack)
+
+
+def show_plan(config: TrainConfig, world: dist.World) -> None:
+    """What the run would take; nothing is written, no weight is read."""
+    from glmft.commands.plan import plan_of_run
+
+    with dist.same_fate():
+        lines = plan_of_run(prepare(config, world))
+    say([lines] if world.is_main else [])
 
 
 def run(config: TrainConfig, world: dist.World, messages: list[str], stack: contextlib.ExitStack) -> Any:

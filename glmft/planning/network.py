@@ -4,7 +4,6 @@ Shapes: t tokens of a row, n of them supervised, P virtual tokens in front of ea
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from glmft.planning.attention import Attention
@@ -285,11 +284,8 @@ class Network:
 
     def place_of(self, place: str, official: str, native: str) -> str:
         """The dotted name of a linear module in a layer."""
-        name = native if self.shape.is_native else official
-        return next(n.removesuffix(".weight") for n in self._of_layer(place) if n.endswith(f".{name}.weight"))
-
-    def _of_layer(self, place: str) -> Iterable[str]:
-        return self.shape.of_layer(int(place.split(".layers.")[1].rstrip(".")))
+        number = int(place.split(".layers.")[1].rstrip("."))
+        return self.shape.weight_of(native if self.shape.is_native else official, number).removesuffix(".weight")
 
     def _numbers(self, name: str) -> int:
         number = name.split(".layers.")[1].split(".")[0] if ".layers." in name else None

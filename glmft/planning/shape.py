@@ -1,5 +1,6 @@
 """Shapes of models: what the sums of memory and time need to know of one."""
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -89,6 +90,14 @@ class Shape:
 
     def of_layer(self, number: int) -> Parameters:
         """Names and shapes of a layer's parameters."""
+        return _of_layer(self, number)
+
+    def weight_of(self, module: str, number: int) -> str:
+        """The name of a linear module's weight in a layer."""
+        return next(name for name in _of_layer(self, number) if name.endswith(f".{module}.weight"))
+
+    def make_layer(self, number: int) -> Parameters:
+        """See `of_layer`, which makes it once."""
         attention = {"glm": "attention", "glm2": "self_attention"}.get(self.layout, "self_attn")
         middle = {"glm": "transformer.", "glm2": "transformer.encoder."}.get(self.layout, "model.")
         first, in_mlp = f"{middle}layers.{number}.", ("dense_h_to_4h", "dense_4h_to_h", "gate_up_proj", "down_proj")
@@ -129,6 +138,11 @@ class Shape:
     def prefix_width(self) -> int:
         """Numbers of one virtual token's keys and values in all layers."""
         return 2 * self.layers * self.keys
+
+
+@functools.lru_cache(maxsize=4096)
+def _of_layer(shape: Shape, number: int) -> Parameters:
+    return shape.make_layer(number)
 
 
 def numbers(parameters: Mapping[str, tuple[int, ...]]) -> int:

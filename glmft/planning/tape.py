@@ -104,20 +104,44 @@ def bytes_kept(tapes: Sequence[Tape]) -> int:
 
 def forward_peak(tapes: Sequence[Tape]) -> int:
     """Most bytes of the forward pass: what is kept by then, and what an operation has before it and makes."""
-    before: set[Value] = set()
-    most = 0
+    before, most = Live(), 0
     for tape in tapes:
-        most = max(most, _peak_of_part(tape, before, tape.recomputed))
-        before |= tape.kept
+        there = before.copy() if tape.recomputed else before
+        most = max(most, _peak_of_part(tape, there, tape.recomputed))
+        before.add(tape.kept)
     return most
 
 
-def _peak_of_part(tape: Tape, before: set[Value], forgets: bool) -> int:
-    there, most = before | {tape.ops[0].inputs[0].memory}, 0
+class Live:
+    """Tensors that are there, each once, and their bytes."""
+
+    def __init__(self, values: Iterable[Value] = ()):
+        self.values: set[Value] = set()
+        self.size = 0
+        self.add(values)
+
+    def add(self, values: Iterable[Value]) -> None:
+        for value in values:
+            if value not in self.values:
+                self.values.add(value)
+                self.size += value.size
+
+    def size_with(self, values: Iterable[Value]) -> int:
+        """Bytes of these and others."""
+        return self.size + bytes_of({value.memory for value in values} - self.values)
+
+    def copy(self) -> "Live":
+        other = Live()
+        other.values, other.size = set(self.values), self.size
+        return other
+
+
+def _peak_of_part(tape: Tape, there: Live, forgets: bool) -> int:
+    """Most bytes of a part's forward pass; what it saves is added to `there` unless it forgets it."""
+    first, most = tape.ops[0].inputs[0], 0
     for op in tape.ops:
-        there |= set() if forgets else op.stores
-        now = there | {value.memory for value in (*op.inputs, *op.beside, op.result)}
-        most = max(most, bytes_of(now) + op.forward)
+        there.add(() if forgets else op.stores)
+        most = max(most, there.size_with((first, *op.inputs, *op.beside, op.result)) + op.forward)
     return most
 
 
@@ -132,22 +156,44 @@ def backward_peak(tapes: Sequence[Tape], share: float = 1.0) -> int:
 
 def _backward(tapes: Sequence[Tape], share: float) -> Iterator[int]:
     """Bytes during each operation."""
-    uses = Counter(v for tape in tapes for v in (tape.kept if tape.recomputed else _uses(tape)))
+    uses = Uses()
+    for tape in tapes:
+        uses.add(tape.kept if tape.recomputed else _uses(tape))
     gradients: dict[Value, int] = {}
     of_parameters = 0
     for tape in reversed(tapes):
         if tape.recomputed:
-            yield _peak_of_part(tape, set(+uses), False) + sum(gradients.values()) + of_parameters
-            uses.update(_uses(tape))
+            yield _peak_of_part(tape, Live(uses.counts), False) + sum(gradients.values()) + of_parameters
+            uses.add(_uses(tape))
         for op in reversed(tape.flowing):
             _hand_on(op, gradients)
             of_parameters += op.trained
-            yield bytes_of(+uses) + sum(gradients.values()) + of_parameters + op.backward
+            yield uses.size + sum(gradients.values()) + of_parameters + op.backward
             of_parameters -= int(op.trained * (1 - share))
             gradients.pop(op.result, None)
-            uses.subtract(op.stores)
+            uses.drop(op.stores)
         if tape.recomputed:
-            uses.subtract(tape.kept)
+            uses.drop(tape.kept)
+
+
+class Uses:
+    """Tensors, how many operations still need each, and their bytes."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[Value] = Counter()
+        self.size = 0
+
+    def add(self, values: Iterable[Value]) -> None:
+        for value in values:
+            self.size += 0 if self.counts[value] else value.size
+            self.counts[value] += 1
+
+    def drop(self, values: Iterable[Value]) -> None:
+        for value in values:
+            self.counts[value] -= 1
+            if not self.counts[value]:
+                del self.counts[value]
+                self.size -= value.size
 
 
 def _uses(tape: Tape) -> Iterator[Value]:

@@ -54,3 +54,7 @@ class HardwareSettings:
         "ds_zero2_no_offload.json",
         "DeepSpeed file: a path, or a name in ds_configs/",
     )
+    plan: bool = setting(False, "print what the run takes in memory and time, and end before weights are loaded")
+    gpu: str | None = setting(
+        None, "plan: the card that it shall fit, by name (rtx3090, a100-80g, h200 …) or by its memory in GiB"
+    )
