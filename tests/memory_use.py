@@ -1,5 +1,6 @@
 """Tiny models of every layout, and the bytes that one step of them takes, counted by torch's own allocator."""
 
+import gc
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +10,12 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from glmft.dist import World
 from glmft.models.chatglm import ChatGLM6BForConditionalGeneration
 from glmft.models.chatglm2 import ChatGLM2ForConditionalGeneration
+from glmft.models.checkpointing import checkpoint_layers
 from glmft.models.configuration import ChatGLM2Config, ChatGLM6BConfig
 from glmft.models.native import Glm4Config, Glm4ForCausalLM, GlmConfig, GlmForCausalLM
 from glmft.planning.memory import Setting, Zero
 from glmft.planning.network import Load
+from glmft.planning.run import recomputed_layers
 from glmft.planning.shape import Shape, shape_of
 from glmft.planning.way import way_of
 from glmft.settings.config import TrainConfig
@@ -51,13 +54,12 @@ def shape(layout: str) -> Shape:
     return shape_of(configuration(layout).to_dict())
 
 
-def model(layout: str, dtype: torch.dtype, config: TrainConfig, checkpointing: bool = False) -> torch.nn.Module:
+def model(layout: str, dtype: torch.dtype, config: TrainConfig, every: int = 0) -> torch.nn.Module:
     """Ready to be trained."""
     torch.manual_seed(0)
     base = CLASSES[layout]._from_config(configuration(layout), attn_implementation="sdpa", dtype=dtype)
     made = make_tuner(config).apply(base)
-    if checkpointing:
-        made.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_layers(made, every)
     return made.train()
 
 
@@ -87,10 +89,10 @@ def load(layout: str) -> Load:
     return Load(LENGTHS, sum(ANSWERS), contexts() if layout == "glm" else None)
 
 
-def setting(layout: str, dtype: str, config: TrainConfig, checkpointing: bool = False, **more: Any) -> Setting:
+def setting(layout: str, dtype: str, config: TrainConfig, every: int = 0, **more: Any) -> Setting:
     """What the sums are told of such a run."""
     form = shape(layout)
-    recomputed = frozenset(range(form.layers)) if checkpointing else frozenset()
+    recomputed = recomputed_layers(every, form.layers)
     more = {"zero": Zero(0), **more}
     return Setting(form, way_of(config, form), load(layout), dtype, recomputed=recomputed, on_gpu=False, **more)
 
@@ -110,6 +112,7 @@ class Use:
 
 def measure(made: Any, rows: dict[str, Any], dtype: torch.dtype, step: Any = None, backward: Any = None) -> Use:
     """One step of a model or an engine; without a `step`, forward and backward alone."""
+    gc.disable()  # what earlier models left must not go meanwhile
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as events:
         with record_function("moment forward"), autocast(World(0, 0, 1, torch.device("cpu"), dtype)):
             loss = made(**rows, num_items_in_batch=1, return_logits=False, use_cache=False).loss
@@ -119,6 +122,7 @@ def measure(made: Any, rows: dict[str, Any], dtype: torch.dtype, step: Any = Non
             del loss
             with record_function("moment step"):
                 step()
+    gc.enable()
     found = events.profiler.kineto_results.events()
     allocations = sorted((e.start_ns(), e.nbytes()) for e in found if e.name() == "[memory]")
     starts = {e.name().removeprefix("moment "): e.start_ns() for e in found if e.name().startswith("moment ")}

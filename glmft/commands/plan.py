@@ -117,8 +117,7 @@ def _assumed(config: PlanConfig, shape: Shape) -> tuple[Load, int, list[str]]:
 def _of_data(config: PlanConfig) -> tuple[Load, int, list[str]]:
     """The largest micro-batch of the first epoch."""
     from glmft.commands.quiet import quiet
-    from glmft.commands.rows import training_rows
-    from glmft.data.sampler import Plan
+    from glmft.commands.rows import dealt, training_rows
     from glmft.inference.loading import locate
     from glmft.tokenizers.loading import load_tokenizer
     from glmft.training.memory import load_of
@@ -127,13 +126,9 @@ def _of_data(config: PlanConfig) -> tuple[Load, int, list[str]]:
     place = locate(config.model_name_or_path)
     tokenizer = load_tokenizer(place.base, place.mode(config.mode))
     rows, _ = training_rows(config, tokenizer)
-    lengths = rows.lengths
-    batch, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    grouped = lengths if config.group_by_length else None
-    deal = Plan(
-        len(lengths), batch, accumulation, config.gpus, config.seed, grouped, lengths, config.max_tokens_per_batch
-    )
-    return load_of(rows, deal.heaviest(lengths, 0, deal.steps_per_epoch), tokenizer), len(lengths), [*rows.lines]
+    deal = dealt(config, rows.lengths, config.gpus)
+    heaviest = deal.heaviest(rows.lengths, 0, deal.steps_per_epoch)
+    return load_of(rows, heaviest, tokenizer), len(rows.lengths), [*rows.lines]
 
 
 def plan_of_run(prepared: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from glmft import dist
 from glmft.commands.quiet import quiet
-from glmft.commands.rows import beyond_the_model, training_rows
+from glmft.commands.rows import beyond_the_model, dealt, training_rows
 from glmft.console import lasting_output, say
 from glmft.device import DTYPES, keep_freed_memory, torch_dtype
 from glmft.errors import ConfigError, DataError
@@ -123,7 +123,6 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
 
     All that can be wrong shows here, in seconds. Raises ConfigError, CheckpointError, DataError.
     """
-    from glmft.data.sampler import Plan
     from glmft.models.loading import check_folder, load_config, record_of
     from glmft.tokenizers.loading import load_tokenizer
     from glmft.training.ds_sections import check_sections
@@ -146,17 +145,7 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
     tuner, trained = fitting_tuner(config, bare_model, resolved.config["zero_optimization"].get("stage", 0))
     tokenizer = load_tokenizer(place.base, model_config.family, model_config)
     rows, validation = training_rows(config, tokenizer)
-    plan = Plan(
-        len(rows.lengths),
-        config.per_device_train_batch_size,
-        config.gradient_accumulation_steps,
-        world.size,
-        config.seed,
-        rows.lengths if config.group_by_length else None,
-        rows.lengths,
-        config.max_tokens_per_batch,
-        config.join_micro_batches,
-    )
+    plan = dealt(config, rows.lengths, world.size)
     base = {**record_of(model_config, place.base), TRAINED_WITH: record_of_settings(config)}
     folder = Path(config.output_dir)
     job = Job(config, resolved.config, world, tuner, base, tokenizer, plan, folder, rows, validation)

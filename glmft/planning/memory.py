@@ -82,6 +82,7 @@ class Setting:
         trained: bytes of a trained number in fp32 and bf16 runs.
         bits: 8, 4 or nf4, where the layers' weights are held so.
         recomputed: numbers of the layers whose activations are computed again.
+        reads_states: whether what comes into the lowest trained layer is read from the disk.
     """
 
     shape: Shape
@@ -94,6 +95,7 @@ class Setting:
     ranks: int = 1
     recomputed: frozenset[int] = frozenset()
     on_gpu: bool = True
+    reads_states: bool = False
 
     @property
     def formats(self) -> Formats:

@@ -272,7 +272,7 @@ class Network:
         tape.names += [fused] if self.shape.is_native else []
         if self.shape.is_native:
             return tape.add([fused], half, [fused, Value(half)])
-        return tape.add([fused], half, [fused], forward=half, backward=2 * half)
+        return tape.add([fused], half, [fused], forward=half)
 
     def _chosen(self, tape: Tape, x: Value, tokens: int, needed: int) -> Value:
         """The rows of x that a loss is asked of."""

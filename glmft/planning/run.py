@@ -48,7 +48,8 @@ def setting_of(
     """What settings of `TrainConfig` come to. Raises ConfigError for names that a model does not have."""
     trained = 2 if config.trainable_dtype == "bf16" else 4
     way, recomputed = way_of(config, shape), recomputed_layers(config.gradient_checkpointing, shape.layers)
-    return Setting(shape, way, load, dtype, trained, bits, zero, ranks, recomputed, on_gpu)
+    cached = config.cache_frozen_activations
+    return Setting(shape, way, load, dtype, trained, bits, zero, ranks, recomputed, on_gpu, cached)
 
 
 def recomputed_layers(every: int, layers: int) -> frozenset[int]:

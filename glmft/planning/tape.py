@@ -83,8 +83,8 @@ class Tape:
     @property
     def kept(self) -> set[Value]:
         """What stays behind its forward pass."""
-        if self.recomputed:  # torch's checkpoint keeps it also where nothing flows
-            return {self.ops[0].inputs[0].memory, *(value.memory for value in self.arguments)}
+        if self.recomputed:
+            return {value.memory for value in (self.ops[0].inputs[0], *self.arguments) if self.flowing}
         return set().union(*(op.stores for op in self.ops))
 
     @property
@@ -162,7 +162,7 @@ def _backward(tapes: Sequence[Tape], share: float) -> Iterator[int]:
     gradients: dict[Value, int] = {}
     of_parameters = 0
     for tape in reversed(tapes):
-        if tape.recomputed:
+        if tape.recomputed and tape.flowing:
             yield _peak_of_part(tape, Live(uses.counts), False) + sum(gradients.values()) + of_parameters
             uses.add(_uses(tape))
         for op in reversed(tape.flowing):

@@ -56,7 +56,7 @@ def work(s: Setting) -> Work:
             trains = bool(s.way.names) and shape.weight_of(name, number) in s.way.names
             once += product + low
             backward += (number >= lowest) * (product + 2 * low) + trains * product
-        forward += once
+        forward += once * (number >= lowest or not s.reads_states)
         backward += 2.5 * attention * (number >= lowest)
         recomputed += once * (number in s.recomputed and number >= lowest)
     words = 2 * s.load.supervised * shape.vocabulary * shape.hidden

@@ -26,20 +26,20 @@ FLAGS = {
 }
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 EXACT = 1.04  # of what stays behind the forward pass
-NEAR = 1.1  # of the most at one time
+NEAR, LSTM = 1.1, 1.2  # of the most at one time; what an LSTM does inside is an estimate
 FAST = {
-    ("glm", "lora with dropout", "fp32", False),
-    ("glm", "ptuning", "bf16", False),
-    ("glm2", "lora", "bf16", False),
-    ("glm2", "lora with dropout", "fp32", True),
-    ("glm2", "full", "bf16", False),
-    ("glm2", "freeze", "fp32", False),
-    ("glm2", "ptuning", "fp32", True),
-    ("glm2", "prompt", "fp32", False),
-    ("native-glm", "lora", "bf16", False),
-    ("native-glm4", "freeze", "bf16", False),
+    ("glm", "lora with dropout", "fp32", 0),
+    ("glm", "ptuning", "bf16", 0),
+    ("glm2", "lora", "bf16", 0),
+    ("glm2", "lora with dropout", "fp32", 1),
+    ("glm2", "full", "bf16", 0),
+    ("glm2", "freeze", "fp32", 0),
+    ("glm2", "ptuning", "fp32", 1),
+    ("glm2", "prompt", "fp32", 0),
+    ("native-glm", "lora", "bf16", 0),
+    ("native-glm4", "freeze", "bf16", 0),
 }
-CASES = [(a, b, c, d) for a in LAYOUTS for b in FLAGS for c in FORMATS for d in (False, True)]
+CASES = [(a, b, c, d) for a in LAYOUTS for b in FLAGS for c in FORMATS for d in (0, 1, 2)]
 
 
 def ratio(predicted: int, measured: int) -> float:
@@ -47,18 +47,22 @@ def ratio(predicted: int, measured: int) -> float:
 
 
 @pytest.mark.parametrize(
-    ("layout", "tuner", "dtype", "checkpointing"),
+    ("layout", "tuner", "dtype", "every"),
     [pytest.param(*case, marks=[] if case in FAST else pytest.mark.slow) for case in CASES],
 )
-def test_a_steps_memory_is_as_predicted(layout, tuner, dtype, checkpointing):
+def test_a_steps_memory_is_as_predicted(layout, tuner, dtype, every):
     config = TrainConfig(**FLAGS[tuner])
-    made = model(layout, FORMATS[dtype], config, checkpointing)
+    made = model(layout, FORMATS[dtype], config, every)
     use = measure(made, batch(layout), FORMATS[dtype])
-    tapes = setting(layout, dtype, config, checkpointing).network.tapes()
+    tapes = setting(layout, dtype, config, every).network.tapes()
     most = max(forward_peak(tapes), backward_peak(tapes))
-    small = 1.1 if checkpointing else EXACT  # of little else than one vector a layer
+    small = 1.1 if every == 1 else EXACT  # of little else than one vector a layer
     assert ratio(bytes_kept(tapes), use.kept) < small, (bytes_kept(tapes), use.kept)
-    assert ratio(most, max(use.most.values())) < NEAR, (forward_peak(tapes), backward_peak(tapes), use.most)
+    assert ratio(most, max(use.most.values())) < (LSTM if "lstm" in tuner else NEAR), (
+        forward_peak(tapes),
+        backward_peak(tapes),
+        use.most,
+    )
 
 
 @pytest.mark.parametrize("tuner", FLAGS)
