@@ -33,7 +33,7 @@ from glmft.models.loading import MODELS, load_config, load_model, meta_model
 from glmft.models.nf4 import is_installed
 from glmft.models.quantised import bytes_of_integers, numbers_in, quantised_layers
 from glmft.models.streaming import empty_model
-from glmft.training.memory import ADAM_BYTES, MASTER_BYTES
+from glmft.planning.memory import MASTER, MOMENTS
 
 ROOT = Path(__file__).resolve().parents[1]
 GB, MIB = 10**9, 2**20
@@ -235,7 +235,7 @@ def peak(family: str, tokens: int, answer: int, checkpointing: bool) -> Peak:
         integers_and_scales=integers,
         embedding_and_head=2 * large,
         norms_and_biases=2 * sum(p.numel() for p in model.parameters() if p.dim() == 1),
-        prefix_with_gradient_and_optimizer=trained * (4 + 4 + ADAM_BYTES + MASTER_BYTES),
+        prefix_with_gradient_and_optimizer=trained * (4 + 4 + MOMENTS + MASTER),
         activations=layers * (a_state if checkpointing else a_layer),
         one_layer_again=a_layer if checkpointing else 0,
         one_matrix_in_floats=matrix * (1 + 2),  # unpacked to int8, then in bf16

@@ -19,6 +19,7 @@ from glmft.settings.answers import PredictConfig, ScoreConfig
 from glmft.settings.compare import CompareConfig
 from glmft.settings.config import TrainConfig
 from glmft.settings.flags import Settings, parse_arguments, split_flags
+from glmft.settings.plan import PlanConfig
 from glmft.settings.talk import ChatConfig, ServeConfig
 from glmft.settings.tools import ExportConfig, InspectConfig, MergeConfig, QuantizeConfig
 from glmft.settings.web import WebConfig
@@ -97,6 +98,15 @@ def inspect(argv: Sequence[str], program: str) -> int:
     return 0
 
 
+def plan(argv: Sequence[str], program: str) -> int:
+    """say what a run would take in memory and time"""
+    config = parse_arguments(PlanConfig, with_first("--model_name_or_path", argv), program, tuner_settings)
+    from glmft.commands.plan import plan as run
+
+    print(run(config))
+    return 0
+
+
 def merge(argv: Sequence[str], program: str) -> int:
     """make one model of a base and what was trained   (python merge_lora.py)"""
     config = parse_arguments(MergeConfig, list(argv), program)
@@ -167,6 +177,7 @@ COMMANDS: dict[str, Callable[[Sequence[str], str], int]] = {
     "export": export,
     "quantize": quantize,
     "inspect": inspect,
+    "plan": plan,
     "chat": chat,
     "serve": serve,
     "web": web,

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "glmft"
 LEVELS = [
     {"errors", "reading", "schema", "console", "files", "device", "dist", "elsewhere", "family", "weights"},
     {"settings"},
+    {"planning"},
     {"models", "tokenizers", "data"},
     {"tuners"},
     {"inference"},

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from glmft.data.dataset import Rows, lengths_of, load_rows, packed, split
+from glmft.data.sampler import Plan
 from glmft.dist import cache_home
 from glmft.settings.config import DataSettings, LearningSettings, TrainConfig
 from glmft.settings.sources import Source, find_sources
@@ -20,6 +21,21 @@ def training_rows(config: TrainConfig, tokenizer: Any) -> tuple[Rows, Rows | Non
     if config.packing:
         rows = packed(rows, lengths_of(config, tokenizer.family).max_len, config.seed)
     return rows, validation
+
+
+def dealt(config: TrainConfig, lengths: list[int], ranks: int) -> Plan:
+    """Which rows make up which micro-batch, on which rank."""
+    return Plan(
+        len(lengths),
+        config.per_device_train_batch_size,
+        config.gradient_accumulation_steps,
+        ranks,
+        config.seed,
+        lengths if config.group_by_length else None,
+        lengths,
+        config.max_tokens_per_batch,
+        config.join_micro_batches and config.pipeline_stages == 1,  # many of them keep a pipeline's stages busy
+    )
 
 
 def beyond_the_model(settings: DataSettings, lengths: list[int], family: str, built_for: int | None) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from glmft import dist
 from glmft.commands.quiet import quiet
-from glmft.commands.rows import beyond_the_model, training_rows
+from glmft.commands.rows import beyond_the_model, dealt, training_rows
 from glmft.commands.stages import cut_into_stages, in_stages, require_pipeline
 from glmft.console import lasting_output, say
 from glmft.device import DTYPES, keep_freed_memory, torch_dtype
@@ -46,7 +46,16 @@ def train(config: TrainConfig) -> Any:
             world = in_stages(world, config.pipeline_stages)
         if not config.verbose:
             quiet()
-        return run(config, world, messages, stack)
+        return show_plan(config, world) if config.plan else run(config, world, messages, stack)
+
+
+def show_plan(config: TrainConfig, world: dist.World) -> None:
+    """What the run would take; nothing is written, no weight is read."""
+    from glmft.commands.plan import plan_of_run
+
+    with dist.same_fate():
+        lines = plan_of_run(prepare(config, world))
+    say([lines] if world.is_main else [])
 
 
 def run(config: TrainConfig, world: dist.World, messages: list[str], stack: contextlib.ExitStack) -> Any:
@@ -117,7 +126,6 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
 
     All that can be wrong shows here, in seconds. Raises ConfigError, CheckpointError, DataError.
     """
-    from glmft.data.sampler import Plan
     from glmft.models.loading import check_folder, load_config, record_of
     from glmft.tokenizers.loading import load_tokenizer
     from glmft.training.ds_sections import check_sections
@@ -142,17 +150,7 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
     tuner, trained = fitting_tuner(config, bare_model, resolved.config["zero_optimization"].get("stage", 0))
     tokenizer = load_tokenizer(place.base, model_config.family, model_config)
     rows, validation = training_rows(config, tokenizer)
-    plan = Plan(
-        len(rows.lengths),
-        config.per_device_train_batch_size,
-        config.gradient_accumulation_steps,
-        world.data_size,
-        config.seed,
-        rows.lengths if config.group_by_length else None,
-        rows.lengths,
-        config.max_tokens_per_batch,
-        config.join_micro_batches and world.stages == 1,  # many of them keep a pipeline's stages busy
-    )
+    plan = dealt(config, rows.lengths, world.data_size)
     base = {**record_of(model_config, place.base), TRAINED_WITH: record_of_settings(config)}
     folder = Path(config.output_dir)
     job = Job(config, resolved.config, world, tuner, base, tokenizer, plan, folder, rows, validation)

@@ -60,3 +60,7 @@ class HardwareSettings:
     pipeline_partition: str = setting(
         "parameters", "layers of each stage: by parameters, by the time that they take, or by hand, as 10,9,9"
     )
+    plan: bool = setting(False, "print what the run takes in memory and time, and end before weights are loaded")
+    gpu: str | None = setting(
+        None, "plan: the card that it shall fit, by name (rtx3090, a100-80g, h200 …) or by its memory in GiB"
+    )

@@ -85,5 +85,8 @@ def summed_loss(engine: Any, batch: Batch, world: World) -> Tensor:
 
 
 def autocast(world: World) -> torch.autocast:
-    """bf16 for the operations that profit, in a bf16 run; fp16 is DeepSpeed's own business."""
-    return torch.autocast(world.device.type, world.dtype, enabled=world.dtype == torch.bfloat16)
+    """bf16 for the operations that profit, in a bf16 run; fp16 is DeepSpeed's own business.
+
+    A forward pass uses a weight once: a cache of those that are cast would only hold them to its end.
+    """
+    return torch.autocast(world.device.type, world.dtype, world.dtype == torch.bfloat16, cache_enabled=False)

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Self
@@ -45,10 +46,18 @@ def interruptible() -> Iterator[None]:
         names.append(signal.Signals(number).name)
         raise Interrupted(names[0])
 
+    def is_obeyed(number: int) -> bool:
+        """Whether a signal interrupts within `PATIENCE`, or is not, or no longer, this context's to obey."""
+        end = time.monotonic() + PATIENCE
+        while signal.getsignal(number) is interrupt and not noticed.wait(0.05):
+            if time.monotonic() > end:
+                return False
+        return True
+
     def watch(reader: int) -> None:
         with os.fdopen(reader, "rb", buffering=0) as signals:
             while number := signals.read(1):
-                if signal.getsignal(number[0]) is interrupt and not noticed.wait(PATIENCE):
+                if not is_obeyed(number[0]):
                     os.write(2, f"{stopped_line(signal.Signals(number[0]).name)}\n".encode())
                     os._exit(Stopped.exit_code)
 

@@ -7,9 +7,8 @@ from typing import ClassVar
 from torch import nn
 
 from glmft.settings.config import split_names
+from glmft.settings.modules import PARTS, layer_numbers, matching
 from glmft.tuners.base import Tuner, cast_trainable, train_only
-
-PARTS = {"all": (".",), "attention": ("attention.", "self_attn."), "mlp": (".mlp.",)}
 
 
 @dataclass
@@ -71,16 +70,6 @@ class Freeze(Tuner):
         last = layer_numbers(names)[-self.last_layers :]
         parts = PARTS[self.freeze_part]
         return {n for i in last for n in matching(names, f"layers.{i}") if any(part in n for part in parts)}
-
-
-def matching(names: list[str], pattern: str) -> list[str]:
-    """Names that hold the pattern as whole dotted parts (`layers.1` is not `layers.11`), else as a substring."""
-    parts = f".{pattern.strip('.')}."
-    return [n for n in names if parts in f".{n}."] or [n for n in names if pattern in n]
-
-
-def layer_numbers(names: list[str]) -> list[int]:
-    return sorted({int(n.split(".layers.")[1].split(".")[0]) for n in names if ".layers." in n})
 
 
 def _kinds(names: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from glmft.errors import CheckpointError, one_line
 from glmft.models.stored import require_finite
 from glmft.settings.config import split_names
+from glmft.settings.modules import GROUPS, PRESETS
 from glmft.tuners.base import (
     Tuner,
     cast_trainable,
@@ -24,18 +25,6 @@ from glmft.tuners.base import (
 from glmft.tuners.peft_config import PEFT_WEIGHTS, adapter_file, lora_config, read_peft_config, write_peft_config
 from glmft.weights import StoredTensors
 
-# Linear modules by the last part of their names in the official layouts, and what they are in transformers' own.
-ALSO = {
-    "query_key_value": ["q_proj", "k_proj", "v_proj"],
-    "dense": ["o_proj"],
-    "dense_h_to_4h": ["gate_up_proj"],
-    "dense_4h_to_h": ["down_proj"],
-}
-BOTH = {name: [name, *others] for name, others in ALSO.items()}
-ATTENTION = [*BOTH["query_key_value"], *BOTH["dense"]]
-FEED_FORWARD = [*BOTH["dense_h_to_4h"], *BOTH["dense_4h_to_h"]]
-PRESETS = {"attention": ATTENTION, "mlp": FEED_FORWARD, "all-linear": ATTENTION + FEED_FORWARD}
-GROUPS = PRESETS | BOTH
 NO_TARGETS = {"output_layer", "lm_head"}
 
 

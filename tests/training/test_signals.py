@@ -1,6 +1,7 @@
 import os
 import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -83,3 +84,24 @@ def test_outside_the_main_thread_nothing_is_caught():
     thread.start()
     thread.join()
     assert caught == [{}]
+
+
+def test_a_signal_that_the_loop_has_obeyed_does_not_end_the_process_later(monkeypatch):
+    """The thread that watches may come to look only after the loop has given its handlers back."""
+    ended, look = [], threading.Event()
+    own = signal.getsignal
+    monkeypatch.setattr(signals, "PATIENCE", 0.2)
+    monkeypatch.setattr(os, "_exit", ended.append)
+
+    def late(number):
+        if threading.current_thread() is not threading.main_thread():
+            look.wait()
+        return own(number)
+
+    with interruptible():
+        with StopSignals(ALONE):
+            monkeypatch.setattr(signals.signal, "getsignal", late)
+            os.kill(os.getpid(), signal.SIGTERM)
+        look.set()
+    time.sleep(0.5)
+    assert ended == []
