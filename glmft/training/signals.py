@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Self
@@ -24,6 +23,24 @@ class Interrupted(KeyboardInterrupt):
         self.reason = reason
 
 
+class Interrupt:
+    """The handler that raises `Interrupted`.
+
+    Args:
+        noticed: set once Python has come to a handler, this one or one that has taken its place for a while.
+        names: of the signals that it has had.
+    """
+
+    def __init__(self) -> None:
+        self.noticed = threading.Event()
+        self.names: list[str] = []
+
+    def __call__(self, number: int, _: FrameType | None) -> None:
+        self.noticed.set()
+        self.names.append(signal.Signals(number).name)
+        raise Interrupted(self.names[0])
+
+
 def obeyed() -> list[signal.Signals]:
     """The signals that ask a run to end; `nohup` has it ignore SIGHUP."""
     return [number for number in OBEYED if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
@@ -39,25 +56,12 @@ def interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    noticed, names = threading.Event(), []
-
-    def interrupt(number: int, _: FrameType | None) -> None:
-        noticed.set()
-        names.append(signal.Signals(number).name)
-        raise Interrupted(names[0])
-
-    def is_obeyed(number: int) -> bool:
-        """Whether a signal interrupts within `PATIENCE`, or is not, or no longer, this context's to obey."""
-        end = time.monotonic() + PATIENCE
-        while signal.getsignal(number) is interrupt and not noticed.wait(0.05):
-            if time.monotonic() > end:
-                return False
-        return True
+    interrupt = Interrupt()
 
     def watch(reader: int) -> None:
         with os.fdopen(reader, "rb", buffering=0) as signals:
             while number := signals.read(1):
-                if not is_obeyed(number[0]):
+                if signal.getsignal(number[0]) is interrupt and not interrupt.noticed.wait(PATIENCE):
                     os.write(2, f"{stopped_line(signal.Signals(number[0]).name)}\n".encode())
                     os._exit(Stopped.exit_code)
 
@@ -69,8 +73,8 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if names:  # a library was interrupted and made an error of its own of it
-            raise Interrupted(names[0]) from error
+        if interrupt.names:  # a library was interrupted and made an error of its own of it
+            raise Interrupted(interrupt.names[0]) from error
         raise
     finally:
         signal.set_wakeup_fd(wakeup)
@@ -118,6 +122,8 @@ class StopSignals:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.reason = self.reason or signal.Signals(number).name
+        if isinstance(before := self.before.get(number), Interrupt):  # its watching thread may come to look later
+            before.noticed.set()
 
     @property
     def noted(self) -> bool:

@@ -103,5 +103,5 @@ def test_a_signal_that_the_loop_has_obeyed_does_not_end_the_process_later(monkey
             monkeypatch.setattr(signals.signal, "getsignal", late)
             os.kill(os.getpid(), signal.SIGTERM)
         look.set()
-    time.sleep(0.5)
+        time.sleep(0.5)
     assert ended == []
