@@ -140,12 +140,14 @@ def ours_padded(case: Case, turns: Turns) -> None:
 def deepspeed_loop(model: nn.Module, loss: Callable, case: Case, turns: Turns) -> None:
     import deepspeed
 
+    from benchmarks.training.ours import deepspeed_config
     from glmft.dist import start
 
     turns.loaded()
     start("cpu", "fp32")
     optimizer = torch.optim.AdamW(trained(model), RATE, weight_decay=0.0)
-    engine = deepspeed.initialize(model=Summed(model, loss), optimizer=optimizer, config=deepspeed_config(case))[0]
+    config = deepspeed_config(settings(case), "fp32", case.hidden)
+    engine = deepspeed.initialize(model=Summed(model, loss), optimizer=optimizer, config=config)[0]
     for step in turns.each(steps_of(case, "grouped")):
         for i, rows in enumerate(step):
             engine.set_gradient_accumulation_boundary(i == len(step) - 1)
@@ -153,15 +155,6 @@ def deepspeed_loop(model: nn.Module, loss: Callable, case: Case, turns: Turns) -
             engine.backward(part, scale_wrt_gas=False)
             engine.step()
             turns.note(part)
-
-
-def deepspeed_config(case: Case) -> dict[str, Any]:
-    """That of the shipped file for ZeRO-2."""
-    from glmft.settings.deepspeed import resolve
-    from glmft.settings.defaults import find_ds_file
-
-    config = settings(case)
-    return resolve(find_ds_file(config.ds_file), config, 1, "fp32", case.hidden).config
 
 
 def ours(case: Case, turns: Turns) -> None:

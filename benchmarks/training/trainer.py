@@ -1,6 +1,7 @@
 """transformers' Trainer on transformers' GLM with peft: its defaults, its best flags, and a loss at labels only."""
 
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from transformers import (
 )
 
 from benchmarks.training.arms import expert_loss
-from benchmarks.training.columns import RATE, WINDOW, Case, Padding, steps_of, their_model
+from benchmarks.training.columns import RATE, WINDOW, Case, Padding, Steps, steps_of, their_model
 from benchmarks.training.turns import Turns
 from glmft.data.collate import collate
 from glmft.data.encode import IGNORED, Example
@@ -47,49 +48,71 @@ class Noting(Trainer):
 
 
 class Expert(Noting):
-    """With logits at labels only."""
+    """With a loss of its own, summed over the supervised tokens."""
 
-    case: Case
+    summed_loss: Callable[[nn.Module, dict[str, Tensor]], Tensor]
 
     def compute_loss(
         self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        return expert_loss(model, inputs, self.case) / num_items_in_batch
+        return self.summed_loss(model, inputs) / num_items_in_batch
 
 
 def run_trainer(case: Case, order: str, turns: Turns, has_best_flags: bool = False, is_expert: bool = False) -> None:
-    """
+    """A case of the table on the CPU.
+
     Args:
         order: of the records, see `steps_of`; the Trainer takes them as they come. Grouping by length is one of its
             flags, whose sampler gives windows like these.
     """
     model = their_model(case)
     turns.loaded()
-    steps = steps_of(case, order)
+    loss = (lambda model, batch: expert_loss(model, batch, case)) if is_expert else None
+    accumulation = WINDOW // case.column.rows
+    train_by_turns(model, steps_of(case, order), turns, loss, has_best_flags, accumulation, use_cpu=True)
+
+
+def train_by_turns(
+    model: nn.Module,
+    steps: Steps,
+    turns: Any,
+    summed_loss: Callable[[nn.Module, dict[str, Tensor]], Tensor] | None,
+    has_best_flags: bool,
+    accumulation: int = 1,
+    **flags: Any,
+) -> None:
+    """All steps in the Trainer.
+
+    Args:
+        summed_loss: of a batch that `collate` gives; None: the Trainer's own, of `DataCollatorForSeq2Seq`.
+        flags: of `TrainingArguments`.
+    """
     rows = [row for step in steps for micro_batch in step for row in micro_batch]
-    # What the defaults spend a little on: a figure of each step, and a look for NaN in it.
-    flags = {"logging_strategy": "no", "logging_nan_inf_filter": False, "dataloader_pin_memory": False}
+    if has_best_flags:  # what the defaults spend a little on: a figure of each step, and a look for NaN in it
+        flags |= {"logging_strategy": "no", "logging_nan_inf_filter": False, "dataloader_pin_memory": False}
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder,
             max_steps=len(steps),
-            per_device_train_batch_size=case.column.rows,
-            gradient_accumulation_steps=WINDOW // case.column.rows,
+            per_device_train_batch_size=len(steps[0][0]),
+            gradient_accumulation_steps=accumulation,
             learning_rate=RATE,
             lr_scheduler_type="constant",
             train_sampling_strategy="sequential",
-            remove_unused_columns=not is_expert,
-            use_cpu=True,
+            remove_unused_columns=summed_loss is None,
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,
-            **flags if has_best_flags else {},
+            **flags,
         )
-        kind = Expert if is_expert else Noting
-        collator = (lambda given: collate(given, Padding())) if is_expert else DataCollatorForSeq2Seq(tokenizer())
-        data = rows if is_expert else [features(row) for row in rows]
-        trainer = kind(model, arguments, collator, data, callbacks=[ByTurns(turns)])
-        trainer.turns, trainer.case = turns, case
+        if summed_loss:
+            trainer = Expert(model, arguments, lambda given: collate(given, Padding()), rows)
+            trainer.summed_loss = summed_loss
+        else:
+            data = [features(row) for row in rows]
+            trainer = Noting(model, arguments, DataCollatorForSeq2Seq(tokenizer()), data)
+        trainer.turns = turns
+        trainer.add_callback(ByTurns(turns))
         trainer.train()
 
 
