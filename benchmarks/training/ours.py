@@ -26,16 +26,12 @@ STEPS_ALONE = {"longest_batch_first": False, "compare_answers": False, "save_mod
 class ByTurns(Plan):
     """A plan of given steps, before each of which the loop waits for its turn."""
 
-    steps: list[list[list[int]]] = field(default_factory=list)
+    steps: list[list[int]] = field(default_factory=list)
     turns: Turns | None = None
 
     def windows(self, start: int, total: int) -> Iterator[tuple[int, list[int]]]:
         is_loop = total > self.steps_per_epoch  # others look at an epoch ahead
-        for number, micro_batches in enumerate(self.turns.each(self.steps) if is_loop else self.steps):
-            yield number, [row for rows in micro_batches for row in rows]
-
-    def micro_batches(self, window: list[int], rank: int) -> list[list[int]]:
-        return next(step for step in self.steps if step[0][0] == window[0])
+        yield from enumerate(self.turns.each(self.steps) if is_loop else self.steps)
 
 
 def run_loop(case: Case, steps: Steps, turns: Turns, **flags: Any) -> None:
@@ -64,11 +60,23 @@ def train_by_turns(
     from glmft.training.job import Job
     from glmft.tuners import make_tuner
 
-    rows, numbers = numbered(steps)
+    examples = [row for step in steps for rows in step for row in rows]
+    rows = Rows(examples, [len(row.ids) for row in examples], [], [])
+    counter = iter(range(len(examples)))
+    numbers = [[next(counter) for rows in step for _ in rows] for step in steps]
     config.max_steps = len(steps) + 1  # the last of a run would be saved
     batch, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
     plan = ByTurns(
-        len(rows.examples), batch, accumulation, 1, config.seed, tokens=rows.lengths, steps=numbers, turns=turns
+        len(examples),
+        batch,
+        accumulation,
+        1,
+        config.seed,
+        tokens=rows.lengths,
+        max_tokens=config.max_tokens_per_batch,
+        joins=config.join_micro_batches,
+        steps=numbers,
+        turns=turns,
     )
     base = {"family": "glm2", "base_fingerprint": "random", "base_quantization": None}
     ds_config = deepspeed_config(config, str(world.dtype), model.config.hidden_size)
@@ -90,20 +98,12 @@ def deepspeed_config(config: TrainConfig, dtype: str, hidden: int) -> dict[str, 
     return resolve(find_ds_file(config.ds_file), config, 1, short, hidden).config
 
 
-def numbered(steps: Steps) -> tuple[Rows, list[list[list[int]]]]:
-    """All rows, one behind the other, and the steps as numbers of them."""
-    examples = [row for step in steps for rows in step for row in rows]
-    counter = iter(range(len(examples)))
-    numbers = [[[next(counter) for _ in rows] for rows in step] for step in steps]
-    return Rows(examples, [len(row.ids) for row in examples], [], []), numbers
-
-
 def note_losses(model: nn.Module, turns: Turns, steps: Steps) -> None:
     """The loop's losses are sums: their shares of a step's mean."""
-    shares = iter([sum(row.supervised for r in step for row in r) for step in steps for _ in step])
+    supervised = [sum(row.supervised for rows in step for row in rows) for step in steps]
 
     def note(module: nn.Module, given: Any, out: Any) -> None:
         if getattr(out, "loss", None) is not None:
-            turns.note(out.loss / next(shares))
+            turns.note(out.loss / supervised[turns.step])
 
     model.register_forward_hook(note)

@@ -124,8 +124,8 @@ def start_lines(start: dict[str, Any]) -> list[str]:
         f"From its start to the end of the first step a run takes {start['first_step']:.1f} s of CPU: {ratio:.2f} "
         f"times the imports alone ({start['imports']:.1f} s) plus one ordinary step ({start['step']:.1f} s)."
     )
-    parts = "\n".join(f"| {name} | {seconds:.2f} |" for name, seconds in start["parts"].items())
-    return ["## Start of a run", line, f"| import of | seconds (`python -X importtime`) |\n|---|---|\n{parts}"]
+    parts = "\n".join(f"| {name} | {share:.0%} |" for name, share in start["parts"].items())
+    return ["## Start of a run", line, f"| import of | share (`python -X importtime`) |\n|---|---|\n{parts}"]
 
 
 def versions() -> dict[str, str]:

@@ -86,14 +86,15 @@ def command(argv: list[str], log: Path, core: int) -> str | None:
 
 
 def import_parts(log: str) -> dict[str, float]:
-    """Seconds by package, the longest first, out of what `python -X importtime` prints."""
+    """The share of each package, the largest first, of what `python -X importtime` prints."""
     seconds: Counter[str] = Counter()
     for line in log.splitlines():
         if line.startswith("import time:") and "self [us]" not in line:
             own, _, name = line.removeprefix("import time:").split("|")
             seconds[name.strip().partition(".")[0]] += int(own) / 1e6
-    shown = dict(seconds.most_common(8))
-    return shown | {"everything else": sum(seconds.values()) - sum(shown.values())}
+    total = sum(seconds.values())
+    shown = {name: own / total for name, own in seconds.most_common(10)}
+    return shown | {"everything else": 1 - sum(shown.values())}
 
 
 def main() -> int:

@@ -28,7 +28,7 @@ class Turns:
     """
 
     def __init__(self, pipe: Connection):
-        self.pipe, self.losses, self.began, self.base = pipe, [], None, 0.0
+        self.pipe, self.losses, self.began, self.base, self.step = pipe, [], None, 0.0, -1
 
     def loaded(self) -> None:
         """The model is there, and nothing else: memory counts from here."""
@@ -49,6 +49,7 @@ class Turns:
         self.losses.clear()
         self.pipe.send((spent, loss, max(0.0, resident("VmHWM") - self.base)))
         self.pipe.recv()
+        self.step += 1
         self.began = time.process_time()
 
     def each(self, steps: list) -> Iterator[Any]:
