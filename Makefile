@@ -4,7 +4,7 @@ BIN := .venv/bin
 BROWSER := $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
 READY := .venv/.ready
 
-.PHONY: quickstart quickstart-ptuning compare test test-slow test-oldest lint base ecosystem
+.PHONY: quickstart quickstart-ptuning compare bench bench-quick test test-slow test-oldest lint base ecosystem
 
 # Makes .venv, fine-tunes the embedded tiny model with LoRA, merges, and shows answers before and after.
 quickstart: $(READY)
@@ -19,6 +19,14 @@ compare: $(READY)
 	@$(BIN)/glmft compare --tuners examples/quickstart/compare --num_seeds 3 --seed $(SEED) \
 	  --test_path examples/quickstart/test_new_patterns.json --max_samples 100 --max_new_tokens 48 \
 	  --per_device_eval_batch_size 64 --show_first_record False
+
+# Training steps beside the Trainer, a plain loop and bare DeepSpeed: benchmarks/RESULTS.md. About half an hour.
+bench: $(READY)
+	@$(BIN)/python -m benchmarks.training $(BENCH)
+
+# The same with few and short records, into benchmarks/quick.
+bench-quick: $(READY)
+	@$(BIN)/python -m benchmarks.training --steps 2 --longest 256 --output_dir benchmarks/quick $(BENCH)
 
 # Lint and all tests but the slow ones.
 test: lint
