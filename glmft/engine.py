@@ -26,7 +26,7 @@ from glmft.training.divergence import bad_batch
 from glmft.training.evaluation import evaluate, is_better
 from glmft.training.failures import refusals_of_deepspeed
 from glmft.training.job import Batch, Job, Passes, count_supervised, make_batch, summed_loss
-from glmft.training.longest_batch import try_longest_batch
+from glmft.training.longest_batch import try_longest_batch, wants_trial
 from glmft.training.optim import learning_rate, make_optimizer, set_learning_rate, total_norm
 from glmft.training.outcome import note_first_answer, outcome_of, sample_weights
 from glmft.training.pipeline import Pipeline
@@ -55,7 +55,7 @@ def train(model: nn.Module, job: Job, resume_from: Path | None = None) -> TrainR
         if resume_from:
             load_weights(model, open_optimizer(resume_from))
     engine, passes = start_engine(model, job)
-    if config.longest_batch_first and not is_over(state, config):  # before Adam's count is restored: it makes it zero
+    if not is_over(state, config) and wants_trial(model, job):  # before Adam's count is restored: it makes it zero
         fits = try_longest_batch(engine, passes, job, state.step, state.total_steps)
         say([fits] if world.is_main else [])
     if resume_from:

@@ -293,9 +293,6 @@ class RunSettings(FileSettings):
         "none",
         "further trackers, comma-separated: wandb, swanlab, mlflow, …; metrics.jsonl and TensorBoard are always there",
     )
-    longest_batch_first: bool = setting(
-        True, "try a step of zero rate with the longest rows first, so that a lack of memory shows at once"
-    )
     compare_answers: bool = setting(
         True, "answer the first record before and after training, and say whether the answers differ"
     )

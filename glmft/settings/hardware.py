@@ -44,6 +44,12 @@ class HardwareSettings:
         words=every_nth_layer,
         at_least=0,
     )
+    longest_batch_first: bool | None = setting(
+        None,
+        "try a step of zero rate with the longest rows first, so that a lack of memory shows at once; none: on an "
+        "accelerator, and on a CPU where the step may take more than half of the host's memory",
+        bare=True,
+    )
     use_reentrant: bool = setting(False, "the older kind of gradient checkpointing")
     cache_frozen_activations: bool = setting(
         False,

@@ -3,13 +3,24 @@
 import math
 from typing import Any
 
-from glmft.device import peak_memory
+from torch import nn
+
+from glmft.device import host_memory, peak_memory
 from glmft.dist import sum_over_ranks
 from glmft.training.divergence import bad_batch
 from glmft.training.job import Job, Passes, make_batch
+from glmft.training.memory import run_of
 from glmft.training.optim import set_learning_rate
 from glmft.training.random_state import random_state, set_random_state
 from glmft.training.zero_state import forget_steps
+
+
+def wants_trial(model: nn.Module, job: Job) -> bool:
+    """Whether the settings, or else what the sums say of the memory, ask for a trial."""
+    asked = job.config.longest_batch_first
+    if asked is not None or job.world.device.type != "cpu":
+        return asked is not False
+    return job.world.size * run_of(job, model.config).memory.peak > host_memory() / 2
 
 
 def try_longest_batch(engine: Any, passes: Passes, job: Job, start: int, total: int) -> str:

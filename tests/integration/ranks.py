@@ -101,7 +101,7 @@ def _rank(rank: int, size: int, port: int, argv: list[str], log: str, harm: Harm
 
         torch.set_num_threads(1)
         harm.befall(rank)
-        code = main(argv, command="train", program="train.py")
+        code = main(["--longest_batch_first", "True", *argv], command="train", program="train.py")
         sys.stdout.flush()
         os._exit(code)
 

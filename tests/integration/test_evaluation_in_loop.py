@@ -95,7 +95,7 @@ def test_too_little_memory_shows_before_the_first_step_and_says_what_helps(offic
     data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     flags = ["--train_path", str(data), "--max_len", "20000", "--train_type", "full", "--max_steps", "1"]
     flags += ["--model_name_or_path", str(official_folders["glm"]), "--per_device_train_batch_size", "2"]
-    codes, printed = train([*flags, "--output_dir", str(tmp_path / "out")], 1, tmp_path, address_bytes=5 << 30)
+    codes, printed = train([*flags, "--output_dir", str(tmp_path / "out")], 1, tmp_path, address_bytes=5 << 29)
     assert codes == [4], printed
     assert "Traceback" not in printed
     assert "step 1/1" not in printed
