@@ -1,6 +1,6 @@
 """glmft's loop and the best Trainer arm on one piece of work, timed by the clock on the wall."""
 
-import importlib.util
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from benchmarks.gpu.work import Work, arithmetic, documents, our_model, settings, their_model
 from benchmarks.training.columns import Padding
@@ -32,6 +31,11 @@ class Clock:
         self.on_gpu, self.most, self.budget = device == "cuda", steps, seconds
         self.taken: list[float] = []
         self.base, self.began, self.begun = 0, None, 0
+
+    @property
+    def steps(self) -> int:
+        """That are made, at most."""
+        return WARM + self.most
 
     def loaded(self) -> None:
         if self.on_gpu:
@@ -91,22 +95,10 @@ class Speed:
         return asdict(self)
 
 
-def measure(arm: str, work: Work, shape: dict[str, Any], device: str, steps: int = 10, seconds: float = 20) -> Speed:
-    """An arm on its work; with checkpointing, if the device's memory is too small without."""
-    try:
-        return _measure(arm, work, shape, device, Clock(device, steps, seconds), checkpointing=False)
-    except torch.OutOfMemoryError:
-        pass  # what it had is free once the traceback is gone
-    torch.cuda.empty_cache()
-    return _measure(arm, work, shape, device, Clock(device, steps, seconds), checkpointing=True)
-
-
-def _measure(arm: str, work: Work, shape: dict[str, Any], device: str, clock: Clock, checkpointing: bool) -> Speed:
-    steps = documents(work, shape["padded_vocab_size"], WARM + clock.most)
-    try:
-        ARMS[arm](work, shape, device, clock, steps, checkpointing)
-    except Finished:
-        pass
+def measure(arm: str, work: Work, shape: dict[str, Any], device: str, clock: Clock, checkpointing: bool) -> Speed:
+    """An arm on its work. Raises torch.OutOfMemoryError."""
+    with contextlib.suppress(Finished):
+        ARMS[arm](work, shape, device, clock, documents(work, shape["padded_vocab_size"], clock.steps), checkpointing)
     gpu = torch.cuda if device == "cuda" else None
     return Speed(
         clock.step,
@@ -120,22 +112,12 @@ def _measure(arm: str, work: Work, shape: dict[str, Any], device: str, clock: Cl
     )
 
 
-def ours(
-    work: Work,
-    shape: dict[str, Any],
-    device: str,
-    clock: Clock,
-    steps: list,
-    checkpointing: bool,
-    attention: str = "sdpa",
-) -> None:
+def ours(work: Work, shape: dict[str, Any], device: str, clock: Clock, steps: list, checkpointing: bool) -> None:
     """glmft's own loop with DeepSpeed's ZeRO-2."""
     from benchmarks.training.ours import STEPS_ALONE, train_by_turns
     from glmft.dist import start
 
-    config = settings(
-        work, device, gradient_checkpointing=int(checkpointing), attn_implementation=attention, **STEPS_ALONE
-    )
+    config = settings(work, device, gradient_checkpointing=int(checkpointing), **STEPS_ALONE)
     world = start(device, config.dtype)
     model = our_model(shape, config, device)
     clock.loaded()
@@ -144,29 +126,19 @@ def ours(
 
 def trainer(work: Work, shape: dict[str, Any], device: str, clock: Clock, steps: list, checkpointing: bool) -> None:
     """transformers' GLM and peft in the Trainer: SDPA, documents of like length, logits at labels only."""
+    from benchmarks.training.arms import expert_loss
     from benchmarks.training.trainer import train_by_turns
 
     model = their_model(shape, work, device, checkpointing)
     clock.loaded()
-    flags = {"use_cpu": device == "cpu", "bf16": device == "cuda", "optim": "adamw_torch_fused"}
-    virtual = work.flags.get("pre_seq_len", 0)
-    train_by_turns(model, steps, clock, lambda model, batch: labels_only(model, batch, virtual), True, **flags)
+    on_gpu, virtual = device == "cuda", work.flags.get("pre_seq_len", 0)
 
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=on_gpu):  # the Trainer's is around the model's own call
+            return expert_loss(model, batch, virtual)
 
-def labels_only(model: nn.Module, batch: dict[str, Tensor], virtual: int) -> Tensor:
-    """The summed loss of a padded batch, with logits where a label is.
-
-    Args:
-        virtual: tokens of a prefix.
-    """
-    base, ids, chosen = model.get_base_model(), batch["input_ids"], batch["loss_positions"]
-    given: dict[str, Any] = {"use_cache": False}
-    if virtual:
-        positions = torch.arange(virtual, virtual + ids.shape[1], device=ids.device)[None]
-        given = {"past_key_values": model.get_prompt(len(ids)), "position_ids": positions}
-    hidden = base.model(input_ids=ids, **given).last_hidden_state
-    targets = batch["labels"].flatten()[chosen + 1]
-    return F.cross_entropy(base.lm_head(hidden.flatten(0, 1)[chosen]).float(), targets, reduction="sum")
+    flags = {"use_cpu": not on_gpu, "bf16": on_gpu, "optim": "adamw_torch_fused"}
+    train_by_turns(model, steps, clock, loss, True, **flags)
 
 
 ARMS = {"glmft": ours, "trainer": trainer}
@@ -174,12 +146,13 @@ ARMS = {"glmft": ours, "trainer": trainer}
 
 def planned_mib(work: Work, shape: dict[str, Any], device: str, checkpointing: bool) -> float | None:
     """The peak that `glmft plan` expects."""
-    if not importlib.util.find_spec("glmft.planning"):
+    try:
+        from glmft.planning.memory import memory
+        from glmft.planning.network import Load
+        from glmft.planning.run import setting_of, shipped_zero
+        from glmft.planning.shape import shape_of
+    except ImportError:
         return None
-    from glmft.planning.memory import memory
-    from glmft.planning.network import Load
-    from glmft.planning.run import setting_of, shipped_zero
-    from glmft.planning.shape import shape_of
 
     config = settings(work, device, gradient_checkpointing=int(checkpointing))
     [[rows]] = documents(work, shape["padded_vocab_size"], 1)

@@ -12,10 +12,10 @@ from benchmarks.training.report import versions
 from glmft.files import new_file, write_json
 
 ARM_NAMES = {"glmft": "glmft", "trainer": "Trainer + peft, logits at labels only"}
-FORMULA = """The roof is what the device would do if all arithmetic of a step ran at the rate of one large matrix product
-that was measured here: for a token 4 operations a number of the frozen layers (2 forward, 2 for the gradient of the
-input), 6 for LoRA's, 4 a number of the head at supervised tokens alone, and 6 s^2 h a layer for causal attention over a
-document of s tokens. What checkpointing computes again does not count, so it lowers the share."""
+FORMULA = """The roof is what the device would do if all arithmetic of a step ran at the rate of one large matrix
+product that was measured here: for a token 4 operations a number of the frozen layers (2 forward, 2 for the gradient of
+the input), 6 for LoRA's, 4 a number of the head at supervised tokens alone, and 6 s^2 h a layer for causal attention
+over a document of s tokens. What checkpointing computes again does not count, so it lowers the share."""
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Findings:
     @cached_property
     def rate(self) -> float:
         """Operations a second of a large product."""
-        return matmul_rate(self.device, *(() if self.device == "cuda" else (128, 2)))
+        return matmul_rate(self.device) if self.device == "cuda" else matmul_rate("cpu", 128, 2)
 
     @cached_property
     def machine(self) -> str:

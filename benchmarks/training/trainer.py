@@ -67,7 +67,7 @@ def run_trainer(case: Case, order: str, turns: Turns, has_best_flags: bool = Fal
     """
     model = their_model(case)
     turns.loaded()
-    loss = (lambda model, batch: expert_loss(model, batch, case)) if is_expert else None
+    loss = (lambda model, batch: expert_loss(model, batch, case.first_position)) if is_expert else None
     accumulation = WINDOW // case.column.rows
     train_by_turns(model, steps_of(case, order), turns, loss, has_best_flags, accumulation, use_cpu=True)
 
