@@ -78,7 +78,7 @@ class Speed:
         flops: operations a second of the step's arithmetic, which checkpointing does not add to.
         peak_mib: most of the device's memory, with the model; None: on a CPU.
         model_mib: of the model alone.
-        planned_mib: what the plan says of the peak; None: there is no plan here.
+        planned_mib: what the plan says of the peak; None: of another arm.
         checkpointing: whether layers were computed again, as there was no room otherwise.
     """
 
@@ -144,15 +144,12 @@ def trainer(work: Work, shape: dict[str, Any], device: str, clock: Clock, steps:
 ARMS = {"glmft": ours, "trainer": trainer}
 
 
-def planned_mib(work: Work, shape: dict[str, Any], device: str, checkpointing: bool) -> float | None:
+def planned_mib(work: Work, shape: dict[str, Any], device: str, checkpointing: bool) -> float:
     """The peak that `glmft plan` expects."""
-    try:
-        from glmft.planning.memory import memory
-        from glmft.planning.network import Load
-        from glmft.planning.run import setting_of, shipped_zero
-        from glmft.planning.shape import shape_of
-    except ImportError:
-        return None
+    from glmft.planning.memory import memory
+    from glmft.planning.network import Load
+    from glmft.planning.run import setting_of, shipped_zero
+    from glmft.planning.shape import shape_of
 
     config = settings(work, device, gradient_checkpointing=int(checkpointing))
     [[rows]] = documents(work, shape["padded_vocab_size"], 1)

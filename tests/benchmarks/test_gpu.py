@@ -11,7 +11,7 @@ from ranks import PRELOADED
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu.arms import WARM, Clock, Finished, measure
+from benchmarks.gpu.arms import WARM, Clock, Finished, measure, planned_mib
 from benchmarks.gpu.report import Findings
 from benchmarks.gpu.work import ANSWERED, CHATGLM2_6B, SMALL, WORKS, arithmetic, documents, our_model, settings
 from benchmarks.training.columns import Padding
@@ -45,6 +45,13 @@ def test_the_real_shape_has_its_six_billion_numbers():
     assert stated.frozen / (4 * 1_560) == pytest.approx(5.71e9, rel=0.01)
     assert stated.attention == 6 * 1_560**2 * 4096 * 28
     assert stated.head == 4 * 65_024 * 4096 * (1_560 // ANSWERED)
+
+
+def test_the_plan_has_a_peak_for_all_work_beside_the_weights():
+    weights = 2 * 6.2e9 / 2**20
+    for work in WORKS.values():
+        kept, again = (planned_mib(work, CHATGLM2_6B, "cuda", checkpointing) for checkpointing in (False, True))
+        assert weights < again < kept < 10 * weights
 
 
 def test_a_clock_leaves_warm_steps_out_and_ends_the_loop_when_all_are_counted():
