@@ -96,7 +96,9 @@ def loss_and_gradients(family: str, tuner: str, device: str, backend: str, dtype
             if parameter.requires_grad:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
     with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-        loss = model(**to_device(one_row(rows(), Tokens(family)), device), return_logits=False, use_cache=False).loss
+        loss = model(
+            **to_device(one_row(rows(), Tokens(family)), torch.device(device)), return_logits=False, use_cache=False
+        ).loss
     loss.backward()
     gradients = [p.grad.flatten().float().cpu() for p in model.parameters() if p.requires_grad]
     return loss.item(), torch.cat(gradients)
