@@ -62,7 +62,7 @@ def measure_one(name: str, arm: str, shape: dict[str, Any], device: str, checkpo
     from benchmarks.gpu.work import WORKS
 
     on_gpu = device == "cuda"
-    work, clock = WORKS[name] if on_gpu else WORKS[name].cut(48), Clock(device, *((10, 20) if on_gpu else (2, 1)))
+    work, clock = WORKS[name] if on_gpu else WORKS[name].cut(48), Clock(device, *((10, 12) if on_gpu else (2, 1)))
     try:
         speed = measure(arm, work, shape, device, clock, checkpointing)
     except torch.OutOfMemoryError:

@@ -137,7 +137,7 @@ def trainer(work: Work, shape: dict[str, Any], device: str, clock: Clock, steps:
         with torch.autocast(device, torch.bfloat16, enabled=on_gpu):  # the Trainer's is around the model's own call
             return expert_loss(model, batch, virtual)
 
-    flags = {"use_cpu": not on_gpu, "bf16": on_gpu, "optim": "adamw_torch_fused"}
+    flags = {"use_cpu": not on_gpu, "bf16": on_gpu, "optim": "adamw_torch_fused", "dataloader_pin_memory": on_gpu}
     train_by_turns(model, steps, clock, loss, True, **flags)
 
 

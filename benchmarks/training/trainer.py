@@ -89,7 +89,7 @@ def train_by_turns(
     """
     rows = [row for step in steps for micro_batch in step for row in micro_batch]
     if has_best_flags:  # what the defaults spend a little on: a figure of each step, and a look for NaN in it
-        flags |= {"logging_strategy": "no", "logging_nan_inf_filter": False, "dataloader_pin_memory": False}
+        flags = {"logging_strategy": "no", "logging_nan_inf_filter": False, "dataloader_pin_memory": False, **flags}
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder,

@@ -42,7 +42,7 @@ CONFIGS = {
 FLAGS = {"lora": {"lora_module_name": "all-linear", "lora_dropout": 0.0}, "ptuning": {"prefix_dropout": 0.0}}
 LENGTHS = (37, 16, 130, 9)
 # Largest relative difference of the loss; of the gradients' direction, 1 - cosine.
-NEAR = {torch.float32: (1e-5, 1e-6), torch.bfloat16: (2e-2, 2e-2), torch.float16: (3e-3, 2e-3)}
+NEAR = {torch.float32: (5e-5, 1e-5), torch.bfloat16: (1e-2, 1e-2), torch.float16: (2e-3, 1e-3)}
 FLASH = pytest.mark.skipif(not importlib.util.find_spec("flash_attn"), reason="flash_attn is not installed")
 GPU = pytest.mark.gpu
 CASES = [
