@@ -94,8 +94,9 @@ def run_all(args: argparse.Namespace, works: list[str], arms: list[str]) -> int:
             found.write((time.monotonic() - began) / 60)
             print(found.line(work, arm), flush=True)
     if not args.no_tests:
+        workers = str(min(4, os.cpu_count() or 1))
         marked = "gpu" if args.device == "cuda" else "not slow and not gpu"
-        argv = ["-m", "pytest", "-m", marked, "-n", "4", "--dist", "worksteal", "-rs", "--tb=short", "tests/gpu"]
+        argv = ["-m", "pytest", "-m", marked, "-n", workers, "--dist", "worksteal", "-rs", "--tb=short", "tests/gpu"]
         printed, problem = command(argv, logs / "gpu-tests.log", left())
         found.tests, found.tests_problem = printed.strip().splitlines()[-12:], problem
         found.write((time.monotonic() - began) / 60)

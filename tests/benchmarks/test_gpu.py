@@ -95,7 +95,7 @@ def _measured(work: str, arm: str, checkpointing: bool, place: str) -> None:
     ("work", "arm", "checkpointing"),
     [
         ("lora-1x1560", "glmft", False),
-        ("lora-1x1560", "trainer", False),
+        pytest.param("lora-1x1560", "trainer", False, marks=pytest.mark.slow),
         pytest.param("lora-16k", "glmft", True, marks=pytest.mark.slow),
         pytest.param("lora-16k", "trainer", True, marks=pytest.mark.slow),
         pytest.param("ptuning-16k", "glmft", False, marks=pytest.mark.slow),
