@@ -4,7 +4,7 @@ BIN := .venv/bin
 BROWSER := $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
 READY := .venv/.ready
 
-.PHONY: quickstart quickstart-ptuning compare bench bench-quick test test-slow test-oldest lint base ecosystem
+.PHONY: quickstart quickstart-ptuning compare bench bench-quick gpu test test-slow test-oldest lint base ecosystem
 
 # Makes .venv, fine-tunes the embedded tiny model with LoRA, merges, and shows answers before and after.
 quickstart: $(READY)
@@ -27,6 +27,10 @@ bench: $(READY)
 # The same with few and short records, into benchmarks/quick.
 bench-quick: $(READY)
 	@$(BIN)/python -m benchmarks.training --steps 2 --longest 256 --output_dir benchmarks/quick $(BENCH)
+
+# On a machine with a CUDA GPU, within ten minutes: the tests that need one, and steps at ChatGLM2-6B's real shape.
+gpu: $(READY)
+	@$(BIN)/python -m benchmarks.gpu $(GPU)
 
 # Lint and all tests but the slow ones.
 test: lint

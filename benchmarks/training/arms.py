@@ -75,7 +75,11 @@ def plain_loop(case: Case, turns: Turns) -> None:
 def raw_torch(case: Case, turns: Turns) -> None:
     """The expert's forward pass in a bare loop."""
     model = their_model(case)
-    bare_loop(model, lambda rows: expert_loss(model, collate(rows, Padding()), case), steps_of(case, "grouped"), turns)
+
+    def loss(rows: list[Example]) -> Tensor:
+        return expert_loss(model, collate(rows, Padding()), case.first_position)
+
+    bare_loop(model, loss, steps_of(case, "grouped"), turns)
 
 
 def bare_loop(model: nn.Module, summed_loss: Callable[[list[Example]], Tensor], steps: list, turns: Turns) -> None:
@@ -91,17 +95,19 @@ def bare_loop(model: nn.Module, summed_loss: Callable[[list[Example]], Tensor], 
         optimizer.zero_grad()
 
 
-def expert_loss(model: nn.Module, batch: dict[str, Tensor], case: Case) -> Tensor:
+def expert_loss(model: nn.Module, batch: dict[str, Tensor], virtual: int = 0) -> Tensor:
     """Summed over the supervised tokens, whose logits alone are computed; rows are padded on the right, without a mask.
 
     Args:
+        model: transformers' GLM, with peft or without.
         batch: what `collate` gives.
+        virtual: tokens of a prefix.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     ids, chosen = batch["input_ids"], batch["loss_positions"]
     given: dict[str, Any] = {"use_cache": False}
-    if case.column.flags["train_type"] == "ptuning":
-        positions = torch.arange(case.first_position, case.first_position + ids.shape[1])[None]
+    if virtual:
+        positions = torch.arange(virtual, virtual + ids.shape[1], device=ids.device)[None]
         given = {"past_key_values": model.get_prompt(len(ids)), "position_ids": positions}
     hidden = base.model(input_ids=ids, **given).last_hidden_state
     targets = batch["labels"].flatten()[chosen + 1]
@@ -122,7 +128,7 @@ class Summed(nn.Module):
 def bare_deepspeed(case: Case, turns: Turns) -> None:
     """The expert's forward pass in a loop around DeepSpeed's engine."""
     model = their_model(case)
-    deepspeed_loop(model, lambda rows: expert_loss(model, collate(rows, Padding()), case), case, turns)
+    deepspeed_loop(model, lambda rows: expert_loss(model, collate(rows, Padding()), case.first_position), case, turns)
 
 
 def ours_padded(case: Case, turns: Turns) -> None:

@@ -67,7 +67,7 @@ def run_trainer(case: Case, order: str, turns: Turns, has_best_flags: bool = Fal
     """
     model = their_model(case)
     turns.loaded()
-    loss = (lambda model, batch: expert_loss(model, batch, case)) if is_expert else None
+    loss = (lambda model, batch: expert_loss(model, batch, case.first_position)) if is_expert else None
     accumulation = WINDOW // case.column.rows
     train_by_turns(model, steps_of(case, order), turns, loss, has_best_flags, accumulation, use_cpu=True)
 
@@ -89,7 +89,7 @@ def train_by_turns(
     """
     rows = [row for step in steps for micro_batch in step for row in micro_batch]
     if has_best_flags:  # what the defaults spend a little on: a figure of each step, and a look for NaN in it
-        flags |= {"logging_strategy": "no", "logging_nan_inf_filter": False, "dataloader_pin_memory": False}
+        flags = {"logging_strategy": "no", "logging_nan_inf_filter": False, "dataloader_pin_memory": False, **flags}
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder,

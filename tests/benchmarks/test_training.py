@@ -29,7 +29,7 @@ def test_transformers_model_with_converted_weights_learns_what_ours_does(column)
                 parameter.fill_(0.01)
     losses = [
         ours(**one_row(rows, Padding(case.first_position)), num_items_in_batch=1).loss,
-        expert_loss(theirs, collate(rows, Padding()), case),
+        expert_loss(theirs, collate(rows, Padding()), case.first_position),
     ]
     for loss in losses:
         loss.backward()
