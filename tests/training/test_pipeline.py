@@ -63,7 +63,10 @@ def gradients(models) -> dict[str, torch.Tensor]:
     return dict(total)
 
 
-@pytest.mark.parametrize(("family", "train_type", "settings"), CASES)
+@pytest.mark.parametrize(
+    ("family", "train_type", "settings"),
+    [pytest.param(*case, marks=[pytest.mark.slow] if case[1] == "freeze" else []) for case in CASES],
+)
 def test_three_stages_one_behind_the_other_have_the_loss_and_the_gradients_of_the_whole(
     family, train_type, settings, all_folders
 ):
