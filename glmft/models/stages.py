@@ -4,6 +4,7 @@ What other stages have stays in the model by name and shape, as zeros that take 
 they are. So a stage runs the model's own forward pass, and an adapter is put onto every stage in the same way.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ from glmft.models.loading import check_folder, model_class
 from glmft.models.quantised import quantised_layers
 from glmft.models.stored import require_finite, tie_as_officially, tied_names
 from glmft.models.streaming import empty_model, integers, other_buffers
+
+# A module that peft trains whole is there twice, in one place.
+PEFTS_COPY = re.compile(r"\b(original_module|modules_to_save(\.default)?)\.")
 
 
 @dataclass
@@ -67,9 +71,11 @@ def stages_of(model: nn.Module, cut: Cut) -> dict[str, set[int]]:
     for module, stage in units:
         for tensor in (*module.parameters(), *module.buffers()):
             of_tensor[id(tensor)].add(stage)
-    all_stages = set(range(len(cut.layers)))
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return {name: of_tensor.get(id(tensor), all_stages) for name, tensor in named}
+    of_name: dict[str, set[int]] = defaultdict(set)
+    for name, tensor in named:
+        of_name[PEFTS_COPY.sub("", name)] |= of_tensor[id(tensor)]
+    return {name: of_name[PEFTS_COPY.sub("", name)] or set(range(len(cut.layers))) for name, _ in named}
 
 
 @giving_back_freed_memory()
