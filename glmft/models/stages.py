@@ -169,3 +169,9 @@ def shared_parameters(model: nn.Module, cut: Cut) -> list[tuple[nn.Parameter, tu
     stages = stages_of(model, cut)
     trained = [(p, tuple(sorted(stages[name]))) for name, p in model.named_parameters() if p.requires_grad]
     return [(p, of_stages) for p, of_stages in trained if len(of_stages) > 1]
+
+
+def first_trained(model: nn.Module, cut: Cut) -> int:
+    """The first stage on which something trains."""
+    stages = stages_of(model, cut)
+    return min(min(stages[name]) for name, parameter in model.named_parameters() if parameter.requires_grad)

@@ -105,3 +105,22 @@ def test_what_is_on_several_stages_is_told_with_them(all_folders):
     assert shared is model.get_input_embeddings().weight
     assert shared is model.get_output_embeddings().weight
     assert stages == (0, 2)
+
+
+@pytest.mark.parametrize("trained", [{"freeze_last_n": 1}, {"freeze_module_name": "layers.1."}])
+def test_nothing_is_kept_for_a_backward_pass_below_what_trains(trained, all_folders):
+    """What a stage receives from frozen ones gets a gradient of zeros, which costs none of its layers anything."""
+    folder, tuner = all_folders["glm2"], make_tuner(TrainConfig(train_type="freeze", **trained))
+    batch, first = micro_batch(folder), 2 if "freeze_last_n" in trained else 1
+    passed = batch["input_ids"]
+    for number in range(first + 1):
+        stage = make_stage(folder, tuner, number)
+        stage.anchors.append(torch.nn.Parameter(torch.zeros(1)))  # as where a group of the optimizer has nothing here
+        stage.batches = iter([batch])
+        kept: list[torch.Tensor] = []
+        received = passed.detach().requires_grad_() if number else passed
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, to=kept: to.append(t) or t, lambda t: t):
+            passed = stage(received)
+        assert (sum(t.numel() for t in kept) <= 1) == (number < first)
+        passed.sum().backward()
+        assert number == 0 or not received.grad.any()
