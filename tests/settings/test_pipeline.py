@@ -29,6 +29,7 @@ def test_another_way_is_refused(partition):
         ("use_reentrant", True),
         ("predict_with_generate", True),
         ("cache_frozen_activations", True),
+        ("plan", True),
         ("dtype", "fp16"),
         ("quantization_bit", "nf4"),
     ],
