@@ -20,7 +20,7 @@ from glmft.dist import World
 from glmft.elsewhere import Home, weightless
 from glmft.models.loading import check_folder, model_class
 from glmft.models.quantised import quantised_layers
-from glmft.models.stored import require_finite, tie_as_officially, tied_names
+from glmft.models.stored import is_of_prefix, require_finite, tie_as_officially, tied_names
 from glmft.models.streaming import empty_model, integers, other_buffers
 
 # A module that peft trains whole is there twice, in one place.
@@ -98,6 +98,8 @@ def load_stage(
     folder = Path(folder)
     stored, _ = check_folder(config, folder)
     model = empty_model(model_class(config), config, attn_implementation)
+    if config.pre_seq_len and not any(is_of_prefix(name) for name in stored):
+        model.base_model.add_prefix_encoder()
     model.tie_weights()
     stages, tied = stages_of(model, cut), tied_names(model)
     chosen = trains([name for name, _ in model.named_parameters(remove_duplicate=False)])
@@ -105,7 +107,7 @@ def load_stage(
     for prefix, module in model.named_modules():
         for name in [name for name, p in module._parameters.items() if p is not None]:
             full = f"{prefix}.{name}"
-            if full in tied:
+            if full in tied or full not in stored:
                 continue
             kind, shape = torch.float32 if full in chosen else dtype, module._parameters[name].shape
             if cut.stage in stages[full]:
@@ -124,7 +126,8 @@ def load_stage(
             layer.take(*(weightless(t.shape, t.dtype) for t in (layer.weight, layer.weight_scale)))
     require_finite(here, folder)
     model.tie_weights()
-    tie_as_officially(model, folder, stored)
+    if cut.stage == 0:  # others do not read the embedding
+        tie_as_officially(model, folder, stored)
     return model.eval()
 
 

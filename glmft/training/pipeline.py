@@ -18,7 +18,7 @@ from deepspeed.runtime.pipe import schedule
 from torch import Tensor, nn
 
 from glmft.dist import World
-from glmft.elsewhere import is_elsewhere
+from glmft.elsewhere import is_elsewhere, is_weightless
 from glmft.models.stages import Cut, first_trained, language_model, shared_parameters
 from glmft.training.job import Batch, Job, autocast, summed_loss
 
@@ -157,7 +157,7 @@ class Pipeline:
         self.get_global_grad_norm = self.engine.get_global_grad_norm
         for module in model.modules():
             for name, buffer in module._buffers.items():
-                if buffer is not None and buffer.is_contiguous():  # no zeros that stand for another stage's
+                if buffer is not None and not is_weightless(buffer):
                     module._buffers[name] = buffer.to(self.device)
 
     def train(self) -> None:
