@@ -72,10 +72,11 @@ def stages_of(model: nn.Module, cut: Cut) -> dict[str, set[int]]:
         for tensor in (*module.parameters(), *module.buffers()):
             of_tensor[id(tensor)].add(stage)
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    of_name: dict[str, set[int]] = defaultdict(set)
+    of_place: dict[str, set[int]] = defaultdict(set)
     for name, tensor in named:
-        of_name[PEFTS_COPY.sub("", name)] |= of_tensor[id(tensor)]
-    return {name: of_name[PEFTS_COPY.sub("", name)] or set(range(len(cut.layers))) for name, _ in named}
+        of_place[PEFTS_COPY.sub("", name)] |= of_tensor[id(tensor)]
+    everywhere = set(range(len(cut.layers)))
+    return {name: of_tensor[id(t)] or of_place[PEFTS_COPY.sub("", name)] or everywhere for name, t in named}
 
 
 @giving_back_freed_memory()
