@@ -34,6 +34,11 @@ def weightless(shape: Any, dtype: Any) -> Any:
     return torch.zeros((), dtype=dtype).expand(shape)
 
 
+def is_weightless(tensor: Any) -> bool:
+    """Whether a tensor is such zeros."""
+    return tensor.numel() > 1 and not any(tensor.stride())
+
+
 def at_main(parameter: Any, value: Any, dtype: Any) -> Any:
     """On rank 0, what the first rank that has a parameter has for it; elsewhere nothing. Collective.
 

@@ -21,15 +21,25 @@ def in_stages(world: World, stages: int) -> World:
     return dataclasses.replace(world, stages=stages)
 
 
-def require_pipeline(config: TrainConfig, model_config: Any, zero_stage: int) -> None:
-    """Raises ConfigError for a ZeRO stage, a quantisation or a partition that no pipeline goes with."""
+def require_pipeline(config: TrainConfig, model_config: Any, ds_config: dict[str, Any]) -> None:
+    """Raises ConfigError for a DeepSpeed file, a quantisation or a partition that no pipeline goes with."""
     from glmft.models.partition import by_hand, require_stages
 
     stages, layers = config.pipeline_stages, model_config.num_hidden_layers
+    zero_stage = ds_config["zero_optimization"].get("stage", 0)
     if zero_stage > 1:
         raise ConfigError(
             f"--ds_file {config.ds_file}: ZeRO-{zero_stage} splits gradients as they come, and those of a pipeline are "
             f"summed at the end of a step; with --pipeline_stages {stages} take ds_zero1.json or ds_zero0.json"
+        )
+    timers = {
+        "wall_clock_breakdown": ds_config.get("wall_clock_breakdown"),
+        "flops_profiler": ds_config.get("flops_profiler", {}).get("enabled"),
+    }
+    if asked := [name for name, is_on in timers.items() if is_on]:
+        raise ConfigError(
+            f"--ds_file {config.ds_file}: {asked[0]} starts a timer twice in DeepSpeed's pipeline, and fails there; "
+            "take it out"
         )
     if model_config.uses_bitsandbytes:
         raise ConfigError(f"--pipeline_stages {stages}: nf4 is loaded as a whole; take --quantization_bit 4 or 8")

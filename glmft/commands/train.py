@@ -146,7 +146,7 @@ def prepare(config: TrainConfig, world: dist.World) -> Prepared:
     resolved = resolve(find_ds_file(config.ds_file), config, world.data_size, dtype, model_config.hidden_size)
     check_sections(resolved.given, resolved.config, config.ds_file, world.data_size if world.stages > 1 else None)
     if world.stages > 1:
-        require_pipeline(config, model_config, resolved.config["zero_optimization"].get("stage", 0))
+        require_pipeline(config, model_config, resolved.config)
     tuner, trained = fitting_tuner(config, bare_model, resolved.config["zero_optimization"].get("stage", 0))
     tokenizer = load_tokenizer(place.base, model_config.family, model_config)
     rows, validation = training_rows(config, tokenizer)

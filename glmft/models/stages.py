@@ -4,6 +4,7 @@ What other stages have stays in the model by name and shape, as zeros that take 
 they are. So a stage runs the model's own forward pass, and an adapter is put onto every stage in the same way.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,8 +20,11 @@ from glmft.dist import World
 from glmft.elsewhere import Home, weightless
 from glmft.models.loading import check_folder, model_class
 from glmft.models.quantised import quantised_layers
-from glmft.models.stored import require_finite, tie_as_officially, tied_names
+from glmft.models.stored import is_of_prefix, require_finite, tie_as_officially, tied_names
 from glmft.models.streaming import empty_model, integers, other_buffers
+
+# A module that peft trains whole is there twice, in one place.
+PEFTS_COPY = re.compile(r"\b(original_module|modules_to_save(\.default)?)\.")
 
 
 @dataclass
@@ -67,9 +71,12 @@ def stages_of(model: nn.Module, cut: Cut) -> dict[str, set[int]]:
     for module, stage in units:
         for tensor in (*module.parameters(), *module.buffers()):
             of_tensor[id(tensor)].add(stage)
-    all_stages = set(range(len(cut.layers)))
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return {name: of_tensor.get(id(tensor), all_stages) for name, tensor in named}
+    of_place: dict[str, set[int]] = defaultdict(set)
+    for name, tensor in named:
+        of_place[PEFTS_COPY.sub("", name)] |= of_tensor[id(tensor)]
+    everywhere = set(range(len(cut.layers)))
+    return {name: of_tensor[id(t)] or of_place[PEFTS_COPY.sub("", name)] or everywhere for name, t in named}
 
 
 @giving_back_freed_memory()
@@ -92,6 +99,8 @@ def load_stage(
     folder = Path(folder)
     stored, _ = check_folder(config, folder)
     model = empty_model(model_class(config), config, attn_implementation)
+    if config.pre_seq_len and not any(is_of_prefix(name) for name in stored):
+        model.base_model.add_prefix_encoder()
     model.tie_weights()
     stages, tied = stages_of(model, cut), tied_names(model)
     chosen = trains([name for name, _ in model.named_parameters(remove_duplicate=False)])
@@ -99,7 +108,7 @@ def load_stage(
     for prefix, module in model.named_modules():
         for name in [name for name, p in module._parameters.items() if p is not None]:
             full = f"{prefix}.{name}"
-            if full in tied:
+            if full in tied or full not in stored:
                 continue
             kind, shape = torch.float32 if full in chosen else dtype, module._parameters[name].shape
             if cut.stage in stages[full]:
@@ -118,7 +127,8 @@ def load_stage(
             layer.take(*(weightless(t.shape, t.dtype) for t in (layer.weight, layer.weight_scale)))
     require_finite(here, folder)
     model.tie_weights()
-    tie_as_officially(model, folder, stored)
+    if cut.stage == 0:  # others do not read the embedding
+        tie_as_officially(model, folder, stored)
     return model.eval()
 
 
@@ -163,3 +173,9 @@ def shared_parameters(model: nn.Module, cut: Cut) -> list[tuple[nn.Parameter, tu
     stages = stages_of(model, cut)
     trained = [(p, tuple(sorted(stages[name]))) for name, p in model.named_parameters() if p.requires_grad]
     return [(p, of_stages) for p, of_stages in trained if len(of_stages) > 1]
+
+
+def first_trained(model: nn.Module, cut: Cut) -> int:
+    """The first stage on which something trains."""
+    stages = stages_of(model, cut)
+    return min(min(stages[name]) for name, parameter in model.named_parameters() if parameter.requires_grad)

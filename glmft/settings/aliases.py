@@ -58,6 +58,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "seed": "random_seed",
         "gradient_checkpointing": "use_gradient_checkpointing activation_checkpointing enable_activation_checkpointing",
         "ds_file": "deepspeed deepspeed_config ds_config",
+        "pipeline_stages": "pipeline_parallel_size pipeline_model_parallel_size pipe_parallel_size num_stages pp_size",
         "rank_timeout": "ddp_timeout",
         "train_type": "finetuning_type tuner_type sft_type tuner peft_type",
         "lora_dim": "lora_rank lora_r r rank",

@@ -16,6 +16,7 @@ from glmft.training.job import Job, autocast, count_supervised, make_batch, summ
 from glmft.training.signals import StopSignals
 
 LOWER_IS_BETTER = ("eval_loss",)
+UNDER_WAY = 4  # validation batches that go through a pipeline together, for each of its stages
 
 
 def evaluate(engine: Any, job: Job, stop: StopSignals) -> dict[str, float]:
@@ -39,13 +40,16 @@ def validation_loss(engine: Any, job: Job, stop: StopSignals) -> float | None:
     plan = Plan(len(rows.lengths), job.config.per_device_eval_batch_size, 1, world.data_size, seed=0)
     order = longest_first(range(plan.records), rows.lengths)
     loss, supervised = torch.zeros((), device=world.device), 0
-    for first in range(0, len(order), plan.window_size):
+    together = plan.window_size * (UNDER_WAY * world.stages if job.cut else 1)
+    for first in range(0, len(order), together):
         if stop.agreed():
             return None
-        window = order[first : first + plan.window_size]
-        batch = make_batch(rows, plan.micro_batches(window, world.data_rank)[0], window, job)
-        loss += summed_loss(engine, batch, world)
-        supervised += count_supervised([batch], world)
+        part = order[first : first + together]
+        windows = [part[i : i + plan.window_size] for i in range(0, len(part), plan.window_size)]
+        batches = [make_batch(rows, plan.micro_batches(w, world.data_rank)[0], w, job) for w in windows]
+        losses = engine.losses(batches) if job.cut else [summed_loss(engine, batch, world) for batch in batches]
+        loss += sum(losses)
+        supervised += count_supervised(batches, world)
     total, count = sum_over_ranks(world, loss.item(), supervised)
     return total / count
 

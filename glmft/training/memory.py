@@ -19,7 +19,11 @@ DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 def advice_for(job: Job, model: Any) -> list[str]:
     """What would help a run against a lack of memory."""
     run = run_of(job, model.config)
-    return advice(run, can_quantise=not job.tuner.needs_floats and run.setting.zero.stage < 3)
+    ways = advice(run, can_quantise=not job.tuner.needs_floats and run.setting.zero.stage < 3)
+    if not job.cut:
+        return ways
+    more = f"more --pipeline_stages, now {job.world.stages}, leave each rank fewer weights"
+    return [*(way for way in ways if not way.startswith("--ds_file")), more]
 
 
 def run_of(job: Job, model_config: Any) -> Run:

@@ -9,7 +9,6 @@ a stage keeps the activations of no more micro-batches than there are stages (Pi
 import contextlib
 import io
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,8 +18,8 @@ from deepspeed.runtime.pipe import schedule
 from torch import Tensor, nn
 
 from glmft.dist import World
-from glmft.elsewhere import is_elsewhere
-from glmft.models.stages import Cut, language_model, shared_parameters
+from glmft.elsewhere import is_elsewhere, is_weightless
+from glmft.models.stages import Cut, first_trained, language_model, shared_parameters
 from glmft.training.job import Batch, Job, autocast, summed_loss
 
 
@@ -39,6 +38,7 @@ class Stage(nn.Module):
         self.cut, self.world = cut, world
         self.here = nn.ParameterList(p for p in model.parameters() if not is_elsewhere(p))
         self.anchors = nn.ParameterList(torch.zeros(1) for _ in range(anchors))
+        self.is_above_frozen = 0 < cut.stage <= first_trained(model, cut)
         self.batches: Iterator[Batch] = iter(())
         self.scale = 1.0
         self.losses: list[Tensor] = []
@@ -52,25 +52,39 @@ class Stage(nn.Module):
         batch = dict(next(self.batches))
         core, cut = language_model(self.whole[0]), self.cut
         if cut.stage:
-            virtual = core.config.prompt_seq_len or 0
-            cut.virtual, batch["inputs_embeds"] = received[:, :virtual], received[:, virtual:]
+            hidden, virtual = received.detach() if self.is_above_frozen else received, core.config.prompt_seq_len or 0
+            cut.virtual, batch["inputs_embeds"] = hidden[:, :virtual], hidden[:, virtual:]
             del batch["input_ids"]
         if self.world.sees_loss:
             loss = summed_loss(core, batch, self.world)
             self.losses.append(loss.detach().float())
-            return self.moored(loss * self.scale)
+            return self.moored(loss * self.scale, received)
         structure = {key: value for key, value in batch.items() if key not in ("labels", "loss_positions")}
         with autocast(self.world):
             hidden = core.base_model(**structure, use_cache=False).last_hidden_state
         if core.config.prompt_seq_len:
             hidden = torch.cat((cut.virtual, hidden), dim=1)
-        return self.moored(hidden)
+        return self.moored(hidden, received)
 
-    def moored(self, out: Tensor) -> Tensor:
-        """The same, with gradient paths to the anchors."""
+    def moored(self, out: Tensor, received: Tensor) -> Tensor:
+        """The same, with gradient paths to the anchors, and to what was received where the graph does not reach it."""
         for anchor in self.anchors:
             out = out + 0.0 * anchor.sum().to(out.dtype)
-        return out
+        return ZeroGradient.apply(out, received) if self.is_above_frozen else out
+
+
+class ZeroGradient(torch.autograd.Function):
+    """The first of two tensors; the gradient of the second is zeros. DeepSpeed sends one back from every stage."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, received: Tensor) -> Tensor:
+        ctx.received = (received.shape, received.dtype, received.device)
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        shape, dtype, device = ctx.received
+        return gradient, torch.zeros(shape, dtype=dtype, device=device)
 
 
 class StagedModule(PipelineModule):
@@ -143,7 +157,7 @@ class Pipeline:
         self.get_global_grad_norm = self.engine.get_global_grad_norm
         for module in model.modules():
             for name, buffer in module._buffers.items():
-                if buffer is not None and buffer.is_contiguous():  # no zeros that stand for another stage's
+                if buffer is not None and not is_weightless(buffer):
                     module._buffers[name] = buffer.to(self.device)
 
     def train(self) -> None:
@@ -163,12 +177,10 @@ class Pipeline:
     def step(self) -> None:
         self._run(OnlyStep, [], 1.0)
 
-    def __call__(
-        self, *, num_items_in_batch: int, return_logits: bool, use_cache: bool, **batch: Any
-    ) -> SimpleNamespace:
-        """A forward pass alone, as `summed_loss` asks for it: its `loss`, zero but on the last stage."""
-        [loss] = self._run(schedule.InferenceSchedule, [batch], 1.0)
-        return SimpleNamespace(loss=loss)
+    @torch.no_grad()
+    def losses(self, micro_batches: list[Batch]) -> list[Tensor]:
+        """Forward passes alone: the loss of each micro-batch on the last stage, zeros on the others."""
+        return self._run(schedule.InferenceSchedule, micro_batches, 1.0)
 
     def _run(self, kind: Callable[..., Any], micro_batches: list[Batch], scale: float) -> list[Tensor]:
         stage, world = self.stage, self.job.world

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from glmft.dist import gathered, is_main
-from glmft.elsewhere import is_elsewhere, weightless
+from glmft.elsewhere import is_weightless, weightless
 from glmft.errors import CheckpointError, ConfigError, one_line
 from glmft.family import ADAPTER_JSON
 from glmft.files import share
@@ -158,8 +158,8 @@ def cast_trainable(model: nn.Module, dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         # What ZeRO-3 has partitioned was loaded in its number format.
         if parameter.requires_grad and parameter.dtype != dtype and not hasattr(parameter, "ds_id"):
-            is_here = not is_elsewhere(parameter)
-            parameter.data = parameter.data.to(dtype) if is_here else weightless(parameter.shape, dtype)
+            here = parameter.data
+            parameter.data = weightless(here.shape, dtype) if is_weightless(here) else here.to(dtype)
 
 
 def gather_named(named: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:

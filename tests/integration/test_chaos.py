@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import start, train
+from ranks import STAGED, start, train
 from safetensors.torch import load_file
 
 KILLS, SEED = 30, 11
@@ -39,8 +39,16 @@ def kill_somewhen(ranks: list, logs: list[str], folder: Path, draw: random.Rando
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("train_type", "stage"), [("lora", "2_no_offload"), ("full", "3_no_offload")])
-def test_thirty_kills_cost_nothing(train_type, stage, uneven, tmp_path):
+@pytest.mark.parametrize(
+    ("train_type", "how"),
+    [
+        ("lora", ["--ds_file", "ds_zero2_no_offload.json"]),
+        ("full", ["--ds_file", "ds_zero3_no_offload.json"]),
+        ("lora", STAGED),
+        ("full", STAGED),
+    ],
+)
+def test_thirty_kills_cost_nothing(train_type, how, uneven, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
     common = ["--train_path", str(uneven), "--max_len", "512", "--per_device_train_batch_size", "1"]
     common += [
@@ -54,7 +62,7 @@ def test_thirty_kills_cost_nothing(train_type, stage, uneven, tmp_path):
         "3",
     ]
     common += ["--save_total_limit", "2", "--show_loss_step", "5", "--lora_dropout", "0.1", "--train_type", train_type]
-    common += ["--ds_file", f"ds_zero{stage}.json"]
+    common += how
     codes, printed = train([*common, "--output_dir", str(whole)], 2, tmp_path)
     assert codes == [0, 0], printed
     draw, moments = random.Random(SEED), []

@@ -26,9 +26,15 @@ def ended(ranks, seconds: float = 240) -> list[int]:
     return [rank.exitcode for rank in ranks]
 
 
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=SLOW)])
-def test_every_survivor_says_that_a_rank_was_killed(victim, uneven, tmp_path):
-    ranks, logs = start(["--train_path", str(uneven), *ENDLESS, "--output_dir", str(tmp_path / "out")], 3, tmp_path)
+STAGES = ["--pipeline_stages", "3"]
+
+
+@pytest.mark.parametrize(
+    ("victim", "how"), [(0, []), *(pytest.param(*case, marks=SLOW) for case in ((1, []), (0, STAGES), (1, STAGES)))]
+)
+def test_every_survivor_says_that_a_rank_was_killed(victim, how, uneven, tmp_path):
+    argv = ["--train_path", str(uneven), *ENDLESS, *how, "--output_dir", str(tmp_path / "out")]
+    ranks, logs = start(argv, 3, tmp_path)
     wait_for(tmp_path / "out" / "metrics.jsonl", '"step": 3')
     ranks[victim].kill()
     codes = ended(ranks)
@@ -72,9 +78,11 @@ def variables(pid: int) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=SLOW)])
-def test_a_rank_that_hangs_is_named_by_every_other(victim, uneven, tmp_path):
-    argv = ["--train_path", str(uneven), *ENDLESS, "--rank_timeout", "3", "--output_dir", str(tmp_path / "out")]
+@pytest.mark.parametrize(
+    ("victim", "how"), [(1, []), *(pytest.param(*case, marks=SLOW) for case in ((0, []), (0, STAGES), (2, STAGES)))]
+)
+def test_a_rank_that_hangs_is_named_by_every_other(victim, how, uneven, tmp_path):
+    argv = ["--train_path", str(uneven), *ENDLESS, *how, "--rank_timeout", "3", "--output_dir", str(tmp_path / "out")]
     ranks, logs = start(argv, 3, tmp_path)
     wait_for(tmp_path / "out" / "metrics.jsonl", '"step": 3')
     os.kill(ranks[victim].pid, signal.SIGSTOP)

@@ -174,7 +174,7 @@ def run_of(topology, uneven, out, tmp_path, *more: str) -> None:
             for after in TOPOLOGIES
             if (before, after) not in MOVED
         ),
-        *(pytest.param(before, after, marks=SLOW) for before, after in THROUGH_PIPELINES),
+        *(pytest.param(*moved, marks=SLOW, id=f"through-pipeline{i}") for i, moved in enumerate(THROUGH_PIPELINES)),
     ],
 )
 def test_a_run_goes_on_with_other_ranks_and_another_stage(before, after, uneven, tmp_path):

@@ -11,12 +11,14 @@ from glmft.data.collate import one_row
 from glmft.data.encode import Lengths
 from glmft.data.formats import single
 from glmft.dist import World
+from glmft.elsewhere import is_weightless
 from glmft.models.loading import load_config, load_model
 from glmft.models.stages import Cut, load_stage, settle, shared_parameters
 from glmft.settings.config import TrainConfig
 from glmft.tokenizers.loading import load_tokenizer
 from glmft.training.pipeline import Stage
 from glmft.tuners import make_tuner
+from glmft.tuners.base import cast_trainable
 from glmft.weights import StoredTensors
 
 WORLD = World(0, 0, 3, torch.device("cpu"), torch.float32, stages=3)
@@ -63,7 +65,10 @@ def gradients(models) -> dict[str, torch.Tensor]:
     return dict(total)
 
 
-@pytest.mark.parametrize(("family", "train_type", "settings"), CASES)
+@pytest.mark.parametrize(
+    ("family", "train_type", "settings"),
+    [pytest.param(*case, marks=[pytest.mark.slow] if case[1] == "freeze" else []) for case in CASES],
+)
 def test_three_stages_one_behind_the_other_have_the_loss_and_the_gradients_of_the_whole(
     family, train_type, settings, all_folders
 ):
@@ -84,15 +89,15 @@ def test_three_stages_one_behind_the_other_have_the_loss_and_the_gradients_of_th
         assert (got[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max() + 1e-12, name
 
 
-def test_a_stage_reads_no_other_tensors_than_its_own(all_folders, monkeypatch):
+@pytest.mark.parametrize("family", ["glm", "glm2"])
+def test_a_stage_reads_no_other_tensors_than_its_own(family, all_folders, monkeypatch):
     read, real = set(), StoredTensors.__getitem__
     monkeypatch.setattr(StoredTensors, "__getitem__", lambda self, name: (read.add(name), real(self, name))[1])
-    folder = all_folders["glm2"]
+    folder = all_folders[family]
     model = load_stage(load_config(folder), folder, Cut(LAYERS, 1), torch.float32, lambda names: set())
     weights = {name for name in read if "inv_freq" not in name}
     assert weights == {name for name, _ in model.named_parameters() if ".layers.1." in name}
-    there = {name for name, p in model.named_parameters() if p.untyped_storage().nbytes() >= p.nbytes}
-    assert there == weights
+    assert weights == {name for name, p in model.named_parameters() if not is_weightless(p)}
 
 
 def test_what_is_on_several_stages_is_told_with_them(all_folders):
@@ -102,3 +107,33 @@ def test_what_is_on_several_stages_is_told_with_them(all_folders):
     assert shared is model.get_input_embeddings().weight
     assert shared is model.get_output_embeddings().weight
     assert stages == (0, 2)
+
+
+@pytest.mark.parametrize("trained", [{"freeze_last_n": 1}, {"freeze_module_name": "layers.1."}])
+def test_nothing_is_kept_for_a_backward_pass_below_what_trains(trained, all_folders):
+    """What a stage receives from frozen ones gets a gradient of zeros, which costs none of its layers anything."""
+    folder, tuner = all_folders["glm2"], make_tuner(TrainConfig(train_type="freeze", **trained))
+    batch, first = micro_batch(folder), 2 if "freeze_last_n" in trained else 1
+    passed = batch["input_ids"]
+    for number in range(first + 1):
+        stage = make_stage(folder, tuner, number)
+        stage.anchors.append(torch.nn.Parameter(torch.zeros(1)))  # as where a group of the optimizer has nothing here
+        stage.batches = iter([batch])
+        kept: list[torch.Tensor] = []
+        received = passed.detach().requires_grad_() if number else passed
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, to=kept: to.append(t) or t, lambda t: t):
+            passed = stage(received)
+        assert (sum(t.numel() for t in kept) <= 1) == (number < first)
+        passed.sum().backward()
+        assert number == 0 or not received.grad.any()
+
+
+def test_what_trains_elsewhere_takes_no_memory_in_any_number_format(all_folders):
+    folder, tuner = all_folders["glm2"], make_tuner(TrainConfig(train_type="full"))
+    model = tuner.apply(load_stage(load_config(folder), folder, Cut(LAYERS, 1), torch.bfloat16, tuner.owned_by_base))
+    for dtype in (torch.float32, torch.bfloat16):
+        cast_trainable(model, dtype)
+        assert {p.dtype for p in model.parameters()} == {dtype}
+        assert {name for name, p in model.named_parameters() if not is_weightless(p)} == {
+            name for name, _ in model.named_parameters() if ".layers.1." in name
+        }
