@@ -45,6 +45,9 @@ class HardwareSettings:
         at_least=0,
     )
     use_reentrant: bool = setting(False, "the older kind of gradient checkpointing")
+    torch_compile: bool = setting(
+        False, "compile the layers around their attention; takes a minute at the first step, and a C++ compiler"
+    )
     cache_frozen_activations: bool = setting(
         False,
         "compute what comes into the lowest trained layer once for each record, and read it from the disk from then "
