@@ -46,7 +46,8 @@ class HardwareSettings:
     )
     use_reentrant: bool = setting(False, "the older kind of gradient checkpointing")
     torch_compile: bool = setting(
-        False, "compile the layers around their attention; takes a minute at the first step, and a C++ compiler"
+        False,
+        "compile the layers around their attention: half a minute at the first step; needs a C++ compiler, on a GPU triton",
     )
     cache_frozen_activations: bool = setting(
         False,
