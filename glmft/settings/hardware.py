@@ -47,7 +47,7 @@ class HardwareSettings:
     use_reentrant: bool = setting(False, "the older kind of gradient checkpointing")
     torch_compile: bool = setting(
         False,
-        "compile the layers around their attention: half a minute at the first step; needs a C++ compiler, on a GPU triton",
+        "compile layers around their attention: half a minute at the first step; needs a C++ compiler, or triton",
     )
     cache_frozen_activations: bool = setting(
         False,
