@@ -136,8 +136,6 @@ def plan_of_run(prepared: Any) -> str:
     from glmft.training.memory import run_of
 
     config = prepared.job.config
-    if config.pipeline_stages > 1:
-        raise ConfigError("--plan: its sums are of a model in one piece; leave --pipeline_stages out")
     card = find_card(config.gpu) if config.gpu else None
     run = run_of(prepared.job, prepared.model_config)
     if card is not None:

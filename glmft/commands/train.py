@@ -220,6 +220,11 @@ def fitting_tuner(config: TrainConfig, model: Any, zero_stage: int) -> tuple[Any
     problems = base_problems(tuner, model, zero_stage)
     if isinstance(model.config, NativeConfig):
         problems += unsupported(config.train_type, config.attn_implementation, config.use_reentrant)
+    if config.torch_compile and zero_stage == 3:
+        problems.append(
+            "--torch_compile: does not go with ZeRO-3, which gathers weights in the midst of a layer; leave it out, or "
+            "take a --ds_file of stage 0 to 2"
+        )
     if problems:
         raise ConfigError(problems)
     trained, there = tuner.expected(model, f"--train_type {config.train_type}"), dict(model.named_parameters())
@@ -313,6 +318,11 @@ def prepare_model(job: Any, model_config: Any) -> tuple[Any, list[str]]:
     checkpoint_layers(model, config.gradient_checkpointing, config.use_reentrant)
     if job.cut:
         settle(model, job.cut, world)
+    if config.torch_compile:
+        from glmft.models.compiling import compile_layers, require_compiler
+
+        require_compiler(world.device)
+        compile_layers(model)
     seed_everything(config.seed + world.rank)  # dropout of its own on each rank
     keep_freed_memory()
     return model, messages

@@ -89,11 +89,15 @@ class SelfAttention(nn.Module):
 
         prefix: [2, 1 or b, heads, P, d].
         """
-        fused = self.query_key_value(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [b, heads, s, 3 d]
-        query, key, value = fused.chunk(3, dim=-1)
-        query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
+        query, key, value = self.projected(hidden, rotary)
         attended, weights = attend(self, query, key, value, attention_mask, prefix, past_key_values, **kwargs)
         return self.dense(only(attended, needed)), weights
+
+    def projected(self, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value [b, heads, s, d], turned."""
+        fused = self.query_key_value(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [b, heads, s, 3 d]
+        query, key, value = fused.chunk(3, dim=-1)
+        return apply_rotary(query, *rotary), apply_rotary(key, *rotary), value
 
 
 class MLP(nn.Module):
@@ -130,9 +134,13 @@ class Block(GradientCheckpointingLayer):
     ) -> Tensor | tuple[Tensor, Tensor]:
         normed = self.input_layernorm(hidden)
         attended, weights = self.attention(normed, attention_mask, rotary, prefix, needed=needed, **kwargs)
-        normed = self.post_attention_layernorm(RESIDUAL_SCALE * only(normed, needed) + attended)
-        hidden = RESIDUAL_SCALE * normed + self.mlp(normed)
+        hidden = self.fed_forward(only(normed, needed), attended)
         return (hidden, weights) if output_attentions else hidden
+
+    def fed_forward(self, normed: Tensor, attended: Tensor) -> Tensor:
+        """What is behind attention; all [b, s, h]."""
+        normed = self.post_attention_layernorm(RESIDUAL_SCALE * normed + attended)
+        return RESIDUAL_SCALE * normed + self.mlp(normed)
 
 
 class ChatGLM6BPreTrainedModel(KeepsIntegers, PreTrainedModel):

@@ -99,11 +99,16 @@ class SelfAttention(nn.Module):
 
         prefix: [2, 1 or b, g, P, d].
         """
-        fused = self.query_key_value(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        turning, value = fused.split([self.heads + self.groups, self.groups], dim=1)
-        query, key = apply_rotary(turning, *rotary).split([self.heads, self.groups], dim=1)  # [b, heads or g, s, d]
+        query, key, value = self.projected(hidden, rotary)
         attended, weights = attend(self, query, key, value, attention_mask, prefix, past_key_values, **kwargs)
         return self.dense(only(attended, needed)), weights
+
+    def projected(self, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Query [b, heads, s, d], key and value [b, g, s, d], turned."""
+        fused = self.query_key_value(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        turning, value = fused.split([self.heads + self.groups, self.groups], dim=1)
+        query, key = apply_rotary(turning, *rotary).split([self.heads, self.groups], dim=1)
+        return query, key, value
 
 
 class MLP(nn.Module):
@@ -140,9 +145,13 @@ class Block(GradientCheckpointingLayer):
     ) -> Tensor | tuple[Tensor, Tensor]:
         normed = self.input_layernorm(hidden)
         attended, weights = self.self_attention(normed, attention_mask, rotary, prefix, needed=needed, **kwargs)
-        hidden = only(hidden, needed) + attended
-        hidden = hidden + self.mlp(self.post_attention_layernorm(hidden))
+        hidden = self.fed_forward(only(hidden, needed), attended)
         return (hidden, weights) if output_attentions else hidden
+
+    def fed_forward(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """What is behind attention; all [b, s, h]."""
+        hidden = hidden + attended
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
 class Embedding(nn.Module):

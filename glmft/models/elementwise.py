@@ -1,12 +1,14 @@
 """What a layer does number by number, as one step for autograd each: no temporaries, and the least is kept.
 
-Each keeps its input, in the input's own format, and computes again what little the backward pass needs beside it.
+Each keeps its input, in the input's own format, and computes again what little the backward pass needs beside it. To a
+compiler they are plain operations: it joins them with their neighbours, and finds out by itself what to keep.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.nn import functional as F
 
 
@@ -15,7 +17,7 @@ def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     The same to the bit whether the weight trains or not.
     """
-    if not weight.requires_grad:
+    if not weight.requires_grad and not is_compiling():
         return _FrozenNorm.apply(hidden, weight, eps)
     wide = hidden.float()
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
@@ -41,6 +43,9 @@ class _FrozenNorm(torch.autograd.Function):
 
 def swiglu(fused: Tensor) -> Tensor:
     """silu(first half) * second half (Shazeer, 2020); [..., 2 f] -> [..., f]."""
+    if is_compiling():
+        gate, up = fused.chunk(2, dim=-1)
+        return F.silu(gate) * up
     return _SwiGLU.apply(fused)
 
 
@@ -71,6 +76,10 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x: [b, heads, s, d].
         cos, sin: [b, 1, s, r], for the first 2 r numbers.
     """
+    if is_compiling():
+        even, odd = x[..., : 2 * cos.shape[-1]].unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
+        return torch.cat((turned, x[..., 2 * cos.shape[-1] :]), dim=-1)
     return _Turn.apply(x, cos, sin)
 
 

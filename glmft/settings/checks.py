@@ -162,6 +162,7 @@ def pipeline_problems(config: TrainConfig) -> list[str]:
             config.cache_frozen_activations
         ),
         "--plan: reckons with whole models and ZeRO; leave one of the two out": config.plan,
+        "--torch_compile: compiles layers of a whole model; leave it out": config.torch_compile,
         "--dtype fp16: its loss is not scaled across stages; take bf16 or fp32": config.dtype == "fp16",
         "--quantization_bit nf4: is loaded as a whole; take 4 or 8": config.quantization_bit == "nf4",
     }

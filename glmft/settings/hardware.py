@@ -51,6 +51,10 @@ class HardwareSettings:
         bare=True,
     )
     use_reentrant: bool = setting(False, "the older kind of gradient checkpointing")
+    torch_compile: bool = setting(
+        False,
+        "compile layers around their attention: half a minute at the first step; needs a C++ compiler, or triton",
+    )
     cache_frozen_activations: bool = setting(
         False,
         "compute what comes into the lowest trained layer once for each record, and read it from the disk from then "

@@ -21,7 +21,7 @@ from glmft.console import say
 from glmft.data.sampler import Plan
 from glmft.dist import barrier, cache_home, gather_objects, same_fate
 from glmft.errors import ConfigError
-from glmft.files import place_folder, remove_folder, start_folder
+from glmft.files import WRITING, place_folder, remove_folder, start_folder
 from glmft.models.prefix import VirtualTokens
 from glmft.settings.config import TrainConfig
 from glmft.training.job import Batch, Job, autocast, make_batch
@@ -95,11 +95,19 @@ def kept_states(model: nn.Module, job: Job) -> KeptStates | None:
                 states = KeptStates(folder, job.plan, layers)
             except DamagedStates as error:
                 raise ConfigError(f"{FLAG}: {folder}: {error}; all hosts must see one --cache_dir") from None
-    size = sum(file.nbytes for file in states.files)
-    below = "layer 0" if job.boundary == 1 else f"layers 0 to {job.boundary - 1}"
-    how = "were there already" if is_made else "are made"
-    say([f"states behind the frozen {below} {how}: {size / 2**30:.2f} GiB in {folder}"] if job.world.is_main else [])
+    if is_made:
+        announce(job, "were there already", sum(file.nbytes for file in states.files), folder)
     return states
+
+
+def announce(job: Job, what: str, size: int, folder: Path) -> None:
+    """A line of rank 0 on the states.
+
+    Args:
+        size: in bytes.
+    """
+    below = "layer 0" if job.boundary == 1 else f"layers 0 to {job.boundary - 1}"
+    say([f"states behind the frozen {below} {what}: {size / 2**30:.2f} GiB in {folder}"] if job.world.is_main else [])
 
 
 def make_states(model: nn.Module, folder: Path, job: Job) -> None:
@@ -108,12 +116,14 @@ def make_states(model: nn.Module, folder: Path, job: Job) -> None:
 
     world, plan = job.world, job.plan
     parts = list(shares(plan, world.rank))
-    aside = folder.with_name(f".writing-{folder.name}")
+    aside = folder.with_name(f"{WRITING}{folder.name}")
     first = come_into(model, job.boundary, make_batch(job.rows, parts[0][1], parts[0][0], job), job)
+    size = sum(plan.tokens) * first.shape[-1] * first.dtype.itemsize
     with same_fate(), _refusals(folder):
         if world.is_main:
-            require_room(folder, sum(plan.tokens) * first.shape[-1] * first.dtype.itemsize, FLAG)
+            require_room(folder, size, FLAG)
             start_folder(folder)
+    announce(job, "are made", size, folder)
     try:
         with same_fate(), _refusals(folder):
             file = StatesFile(aside, world.rank)
@@ -170,8 +180,19 @@ def _locked(folder: Path, job: Job) -> Iterator[None]:
         with same_fate(), _refusals(folder):
             if job.world.is_main:
                 folder.parent.mkdir(parents=True, exist_ok=True)
+                remove_dead(folder.parent)
                 stack.enter_context(FileLock(folder.with_name(f"{folder.name}.lock")))
         yield
+
+
+def remove_dead(home: Path) -> None:
+    """Remove what runs that were killed have left half written; nobody has its lock any more."""
+    from filelock import FileLock, Timeout
+
+    for aside in home.glob(f"{WRITING}boundary-*"):
+        lock = FileLock(home / f"{aside.name.removeprefix(WRITING)}.lock")
+        with contextlib.suppress(Timeout), lock.acquire(timeout=0):
+            remove_folder(aside)
 
 
 @contextlib.contextmanager

@@ -16,8 +16,8 @@ class OneStepLinear(Linear):
     """peft's `lora.Linear`, for one adapter of plain LoRA on a frozen `nn.Linear`; else peft's own code runs."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        names = self.active_adapters
-        if args or kwargs or self.disable_adapters or self.merged or len(names) != 1 or names[0] not in self.lora_A:
+        names, is_plain = self.active_adapters, not (args or kwargs or self.disable_adapters or self.merged)
+        if not is_plain or len(names) != 1 or names[0] not in self.lora_A:
             return super().forward(x, *args, **kwargs)
         name = names[0]
         base, down, up, dropout = self.base_layer, self.lora_A[name], self.lora_B[name], self.lora_dropout[name]

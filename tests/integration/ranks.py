@@ -74,7 +74,7 @@ class Harm:
 
         def whole_model(*args):
             begin()
-            return harmed(whole(*args), args[1]["input_ids"])
+            return harmed(whole(*args), args[1].get("input_ids"))  # none where states are kept
 
         def one_stage(self, received):
             begin()

@@ -206,3 +206,11 @@ def test_a_dropout_of_one_which_leaves_nothing_to_learn_is_refused():
         "--lora_dropout 1.0: drops all, so that nothing is learned; give less than 1"
     ]
     assert check(parse("--lora_dropout", "0.99")) == []
+
+
+def test_what_a_pipeline_does_not_go_with_is_told_at_once():
+    config = TrainConfig(pipeline_stages=2, cache_frozen_activations=True, torch_compile=True, use_reentrant=True)
+    told = [line for line in check(config) if line.startswith("--pipeline_stages 2 with --")]
+    assert [line.split()[3].rstrip(":") for line in told] == [
+        *("--use_reentrant", "--cache_frozen_activations", "--torch_compile")
+    ]

@@ -5,12 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from filelock import FileLock
 
 from glmft.data.sampler import Plan
 from glmft.errors import ConfigError
 from glmft.models.loading import load_config, meta_model
 from glmft.settings.config import TrainConfig
-from glmft.training.boundary import boundary_layer, why_not
+from glmft.training.boundary import boundary_layer, remove_dead, why_not
 from glmft.training.kept_states import DamagedStates, KeptStates, StatesFile, damage, require_room, seal, shares
 from glmft.tuners import make_tuner
 
@@ -126,3 +127,15 @@ def test_what_the_disk_refuses_is_told_when_the_file_is_closed(tmp_path):
     file.write(torch.zeros(2, WIDTH))
     with pytest.raises(FileNotFoundError):
         file.close()
+
+
+def test_what_a_killed_run_left_half_written_goes_and_what_is_being_written_stays(tmp_path):
+    dead, alive = tmp_path / ".writing-boundary-a", tmp_path / ".writing-boundary-b"
+    for folder in (dead, alive, tmp_path / "boundary-c"):
+        folder.mkdir()
+        (folder / "rank0.states").write_text("x")
+    with FileLock(tmp_path / "boundary-b.lock"):
+        remove_dead(tmp_path)
+    assert not dead.exists()
+    assert alive.exists()
+    assert (tmp_path / "boundary-c").exists()
