@@ -13,6 +13,7 @@ from torch import nn
 
 from glmft.dist import World
 from glmft.models.loading import model_class
+from glmft.models.quantised import quantised_layers
 from glmft.training.job import Batch, summed_loss
 
 ROUNDS = 5  # of which the fastest counts
@@ -50,6 +51,8 @@ def measured(config: Any, layers: int, batch: Batch, world: World) -> list[float
     config.num_hidden_layers = layers
     with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
         model = model_class(config)._from_config(config, dtype=world.dtype).to(world.device).train()
+    for _, layer in quantised_layers(model):
+        layer.take(torch.zeros_like(layer.weight), torch.zeros_like(layer.weight_scale))
     embedding = model.get_input_embeddings()
     inputs = {key: value for key, value in batch.items() if key != "input_ids"}
     inputs["inputs_embeds"] = embedding(batch["input_ids"]).detach()

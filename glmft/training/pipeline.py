@@ -68,8 +68,8 @@ class Stage(nn.Module):
 
     def moored(self, out: Tensor, received: Tensor) -> Tensor:
         """The same, with gradient paths to the anchors, and to what was received where the graph does not reach it."""
-        for anchor in self.anchors:
-            out = out + 0.0 * anchor.sum().to(out.dtype)
+        if self.anchors:
+            out = out + 0.0 * sum(anchor.sum() for anchor in self.anchors).to(out.dtype)
         return ZeroGradient.apply(out, received) if self.is_above_frozen else out
 
 
@@ -94,13 +94,10 @@ class StagedModule(PipelineModule):
         layers = [LayerSpec(Stage, model, cut, world, anchors) for _ in cut.layers]
         with contextlib.redirect_stdout(io.StringIO()):  # what it prints about them tells nobody anything
             super().__init__(layers, num_stages=len(layers), partition_method="uniform", dynamic_shape=True)
-        self.shared = []
-        for parameter, stages in shared_parameters(model, cut):
-            for share in range(world.data_size):
-                group = dist.new_group([stage * world.data_size + share for stage in stages])
-                if share == world.data_rank and cut.stage in stages:
-                    self.shared.append((parameter, group))
-        several = {id(parameter): stages for parameter, stages in shared_parameters(model, cut)}
+        shared = shared_parameters(model, cut)
+        groups = {stages: own_group(stages, world) for stages in sorted({stages for _, stages in shared})}
+        self.shared = [(parameter, groups[stages]) for parameter, stages in shared if cut.stage in stages]
+        several = {id(parameter): stages for parameter, stages in shared}
         for parameter in self.parameters():  # so that DeepSpeed counts each once in the gradient's norm
             parameter.ds_pipe_replicated = cut.stage != min(several.get(id(parameter), [cut.stage]))
             parameter.model_parallel = not parameter.ds_pipe_replicated
@@ -108,6 +105,13 @@ class StagedModule(PipelineModule):
     def get_tied_weights_and_groups(self) -> list[tuple[nn.Parameter, Any]]:
         """What DeepSpeed sums the gradients of, and over which ranks."""
         return self.shared
+
+
+def own_group(stages: tuple[int, ...], world: World) -> Any:
+    """Of the ranks of some stages those of this rank's share of the data. Collective."""
+    shares = range(world.data_size)
+    groups = [dist.new_group([stage * world.data_size + share for stage in stages]) for share in shares]
+    return groups[world.data_rank]
 
 
 class WithoutStep(schedule.TrainSchedule):
@@ -131,7 +135,8 @@ class OnlyStep(schedule.PipeSchedule):
 class Pipeline:
     """The verbs of DeepSpeed's engine that the loop uses.
 
-    Its `train_batch` steps before anybody has seen the loss, and prints; so its schedules are run in two parts.
+    Its `train_batch` steps before anybody has seen the loss, and prints; so schedules are run here in two parts, by the
+    method that it runs them with, `_exec_schedule`.
 
     Args:
         model: tuned and settled.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import SLOW, metrics, train
+from ranks import SLOW, STAGED, metrics, train
 from safetensors.torch import load_file
 
 import glmft
@@ -51,11 +51,12 @@ def test_scores_in_the_loop_are_those_of_the_saved_model(family, stage, ranks, a
     assert json.loads((out / "trainer_state.json").read_text())["best_metric"] == best
 
 
-def test_a_run_stops_when_patience_ends_and_keeps_the_best(uneven, tmp_path):
+@pytest.mark.parametrize("how", [[], pytest.param(STAGED, marks=SLOW)])
+def test_a_run_stops_when_patience_ends_and_keeps_the_best(how, uneven, tmp_path):
     """At a rate this high the validation loss soon rises."""
     out = tmp_path / "out"
     flags = ["--train_path", str(uneven), "--val_path", str(uneven), *STEPS, "--max_steps", "60", "--eval_steps", "2"]
-    flags += ["--learning_rate", "0.3", "--save_best", "eval_loss", "--early_stopping_patience", "2"]
+    flags += [*how, "--learning_rate", "0.3", "--save_best", "eval_loss", "--early_stopping_patience", "2"]
     flags += ["--save_model_step", "2", "--save_total_limit", "2", "--output_dir", str(out)]
     codes, printed = train(flags, 2, tmp_path)
     assert codes == [0, 0], printed
@@ -75,13 +76,14 @@ def test_a_run_stops_when_patience_ends_and_keeps_the_best(uneven, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "stage", ["2_offload", "3_no_offload", pytest.param("0", marks=SLOW), pytest.param("1", marks=SLOW)]
+    "stage", ["2_offload", "3_no_offload", *(pytest.param(stage, marks=SLOW) for stage in ("0", "1", "pipeline"))]
 )
 def test_trying_the_longest_batch_first_changes_no_bit(stage, uneven, tmp_path):
     saved = []
     for first in ("True", "False"):
         flags = ["--train_path", str(uneven), *STEPS, "--max_steps", "3", "--longest_batch_first", first]
-        flags += ["--ds_file", f"ds_zero{stage}.json", "--output_dir", str(tmp_path / first)]
+        flags += STAGED if stage == "pipeline" else ["--ds_file", f"ds_zero{stage}.json"]
+        flags += ["--output_dir", str(tmp_path / first)]
         codes, printed = train(flags, 2, tmp_path)
         assert codes == [0, 0], printed
         assert ("the longest micro-batch fits: 2 rows of at most" in printed) == (first == "True")
