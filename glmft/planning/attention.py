@@ -25,7 +25,7 @@ class Attention:
         inputs = [*dict.fromkeys((query, key, value)), *([self.prefix] if self.prefix is not None else [])]
         size, keys = (self.load.tokens * count * self.width for count in (self.shape.queries, self.shape.keys))
         # Gradients of each document, before they are put together; behind virtual tokens, that of the result is padded.
-        by_document = 2 * (size + keys) if self.in_front else size
+        by_document = 2 * size + keys if self.in_front else size
         attended = self.tape.add(inputs, size, self._saved(query, key, value), backward=by_document)
         self.tape.names = names
         return attended

@@ -110,9 +110,10 @@ class Setting:
 
     @cached_property
     def network(self) -> Network:
+        keeps_inputs = self.zero.stage == 3 and self.bits is None
         one_step = self.bits is None and self.zero.stage < 3
         return Network(
-            self.shape, self.way, self.formats, self.load, one_step, recomputed=self.recomputed, on_gpu=self.on_gpu
+            self.shape, self.way, self.formats, self.load, one_step, keeps_inputs, self.recomputed, self.on_gpu
         )
 
     @cached_property
@@ -227,9 +228,9 @@ def _gathered(s: Setting) -> int:
         return 0
     shape = s.shape
     there = sum(math.prod(p) for p in shape.parameters.values()) + s.way.added
-    layer = sum(math.prod(p) for p in shape.of_layer(0).values())
-    most = max(layer, shape.vocabulary * shape.hidden) + s.zero.prefetch + s.zero.reuse
-    return s.weight_bytes * min(there, most, max(s.zero.live, layer)) // there
+    largest = max(sum(math.prod(p) for p in shape.of_layer(0).values()), shape.vocabulary * shape.hidden)
+    most = min(largest + s.zero.prefetch + s.zero.reuse, max(s.zero.live, largest))
+    return s.weight_bytes * min(there, most) // there
 
 
 def _made_anew(s: Setting) -> int:
@@ -247,5 +248,5 @@ def _step(s: Setting, share: int) -> int:
     if s.zero.stage == 0:
         largest = max((math.prod(s.shape.parameters[n]) for n in s.way.names), default=0)
         largest = max(largest, *(a * b for a, b in s.way.encoder), 0)
-        return s.numbers * 4 + _buckets(s) if s.on_gpu else max(2 * 4 * largest, _buckets(s))
+        return _buckets(s) + (s.numbers * 4 if s.on_gpu else 2 * 4 * largest)
     return share * (8 if s.on_gpu else 12)

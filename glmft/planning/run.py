@@ -94,8 +94,9 @@ def fastest(asked: Run, pace: Pace, room: int, needs_floats: bool) -> Run | None
 
 
 def smallest(asked: Run) -> Run:
-    """The neighbour of least memory on the device that leaves the weights their format and stays off the host."""
-    runs = [run for run in neighbours(asked, asked.setting.bits) if not run.setting.zero.offloads_optimizer]
+    """The neighbour of least memory on the device, its weights in the same format; on the host only if so asked."""
+    offloads = asked.setting.zero.offloads_optimizer
+    runs = [run for run in neighbours(asked, asked.setting.bits) if offloads or not run.setting.zero.offloads_optimizer]
     return min(runs, key=lambda run: (run.memory.peak, len(run.flags)))
 
 
@@ -116,7 +117,7 @@ def neighbours(asked: Run, bits: str | None) -> Iterator[Run]:
             for batch in _divisors(asked.batch):
                 flags = [] if kept else [f"--ds_file {file}"]
                 if recomputed != s.recomputed:
-                    flags.append(f"--gradient_checkpointing {bool(recomputed)}")
+                    flags.append(f"--gradient_checkpointing {'full' if recomputed else 'off'}")
                 accumulation = asked.accumulation * (asked.batch // batch)
                 if batch != asked.batch:
                     flags.append(f"--per_device_train_batch_size {batch} --gradient_accumulation_steps {accumulation}")
