@@ -19,6 +19,8 @@ from glmft.settings.deepspeed import asked_precision, resolve
 from glmft.settings.defaults import find_ds_file
 from glmft.settings.plan import PlanConfig
 
+MOST_ROWS = 1 << 16
+
 
 def plan(config: PlanConfig) -> str:
     """The plan, as lines or JSON. Raises ConfigError, DataError."""
@@ -110,6 +112,8 @@ def _assumed(config: PlanConfig, shape: Shape) -> tuple[Load, int, list[str]]:
     rows = config.per_device_train_batch_size
     if config.max_tokens_per_batch is not None:
         rows = max(1, min(rows, config.max_tokens_per_batch // length))
+    if rows > MOST_ROWS:
+        raise ConfigError(f"--per_device_train_batch_size {rows}: a plan goes up to {MOST_ROWS} rows; give fewer")
     note = f"assumed: rows of {length:,} tokens, {answer:,} of them learned; --train_path has real lengths"
     return fixed_load(rows, length, answer, shape.layout), config.rows, [note]
 

@@ -19,12 +19,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from glmft.errors import ConfigError
 from glmft.planning.network import Formats, Load, Network
 from glmft.planning.shape import Shape
 from glmft.planning.tape import backward_peak, bytes_kept, forward_peak
 from glmft.planning.way import Way
 
 MOMENTS, MASTER = 8, 4  # bytes a number: Adam's two in fp32, and the copy that ZeRO steps
+MOST = 10**15
 FLATTENED = 5 * 10**8  # numbers of the gradient that ZeRO-0 sums over ranks at once
 
 
@@ -59,7 +61,7 @@ class Zero:
             "live": "stage3_max_live_parameters",
             "reuse": "stage3_max_reuse_distance",
         }
-        given = {name: int(section[key]) for name, key in numbers.items() if isinstance(section.get(key), int | float)}
+        given = {name: _count(key, section[key]) for name, key in numbers.items() if key in section}
         return cls(
             stage,
             stage > 0 and _is_offloaded(section.get("offload_optimizer")),
@@ -67,6 +69,13 @@ class Zero:
             stage == 3 if overlaps is None else bool(overlaps),
             **given,
         )
+
+
+def _count(key: str, value: Any) -> int:
+    """Raises ConfigError for what is no number of numbers."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MOST:
+        raise ConfigError(f"zero_optimization: {key} {value!r} is no number from 0 to {MOST}")
+    return int(value)
 
 
 def _is_offloaded(section: Any) -> bool:

@@ -5,6 +5,7 @@ Shapes: t tokens of a row, n of them supervised, P virtual tokens in front of ea
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from glmft.planning.attention import Attention
 from glmft.planning.shape import Shape
@@ -71,6 +72,7 @@ class Network:
     on_gpu: bool = True
     casts: dict[str, Value] = field(default_factory=dict)  # of weights, which autocast makes once
     shared: dict[str, Value] = field(default_factory=dict)  # what the layers have in common
+    calls: dict[Any, tuple[int, frozenset[str]]] = field(default_factory=dict)  # of attention, which are each layer's
 
     def tapes(self) -> list[Tape]:
         """The parts in their order: what stands before the layers, each layer, the head."""

@@ -139,7 +139,8 @@ def part_of(load: Load, batch: int, of: int) -> Load:
     return Load(documents, supervised, None if load.contexts is None else tuple(load.contexts[i] for i in longest))
 
 
-def _divisors(number: int) -> list[int]:
-    """Some, from the number itself down to 1."""
-    found = [d for d in range(number, 0, -1) if number % d == 0] if number <= 4096 else [number, 1]
-    return found[:12] if 1 in found[:12] else [*found[:11], 1]
+def _divisors(number: int, most: int = 24) -> list[int]:
+    """From the number itself down to 1; of many, some."""
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    found = sorted({*small, *(number // d for d in small)}, reverse=True)
+    return found if len(found) <= most else [*found[:: -(-len(found) // most)], 1]
