@@ -5,7 +5,7 @@ N ranks, P trained numbers of w bytes (in fp32 unless the run says otherwise), R
 | ZeRO stage | weights | gradients | optimizer (two moments; from 1 on, a copy to step) | buckets |
 |---|---|---|---|---|
 | 0 | all | w P | 8 P | none |
-| 1 | all | w P / N | 12 P / N | w R |
+| 1 | all | w P / N, w P in accumulation | 12 P / N | w R |
 | 2 | all | w P / N | 12 P / N | 2 w R (w R without overlap_comm) |
 | 3 | all / N, and those gathered | w P / N | 12 P / N | w R |
 
@@ -91,6 +91,7 @@ class Setting:
         trained: bytes of a trained number in fp32 and bf16 runs.
         bits: 8, 4 or nf4, where the layers' weights are held so.
         recomputed: numbers of the layers whose activations are computed again.
+        accumulates: whether an optimizer step has several micro-batches, so that gradients are there from the start.
         reads_states: whether what comes into the lowest trained layer is read from the disk.
     """
 
@@ -105,6 +106,7 @@ class Setting:
     recomputed: frozenset[int] = frozenset()
     on_gpu: bool = True
     reads_states: bool = False
+    accumulates: bool = False
 
     @property
     def formats(self) -> Formats:
@@ -188,7 +190,8 @@ def memory(s: Setting) -> Memory:
     stage, ranks, width, zero = s.zero.stage, s.ranks, s.formats.trained, s.zero
     share = -(-s.numbers // ranks)
     weights = s.weight_bytes if stage < 3 else s.weight_bytes // ranks
-    gradients = s.numbers * width if stage == 0 else share * width
+    is_whole = stage == 0 or (stage == 1 and s.accumulates)
+    gradients = s.numbers * width if is_whole else share * width
     states = s.numbers * MOMENTS if stage == 0 else share * (MOMENTS + MASTER)
     buckets = _buckets(s)
     host = {"weights": 0, "gradients": 0, "optimizer": 0}
@@ -198,10 +201,13 @@ def memory(s: Setting) -> Memory:
     gathered = _gathered(s)
     if zero.offloads_parameters:
         host["weights"], weights = weights, 0
+    from_start = gradients if stage == 3 or s.accumulates else 0  # of the micro-batches before
+    lasting = 1.0 if stage == 0 else 1 / ranks if gradients else 0.0
     tapes = s.network.tapes()
-    kept, first, then = bytes_kept(tapes), forward_peak(tapes), backward_peak(tapes, _share_kept(s))
+    kept, first = bytes_kept(tapes), forward_peak(tapes)
+    then = backward_peak(tapes, 0.0 if from_start else lasting)
     made = _made_anew(s)
-    stays = weights + states + (gradients + buckets if stage == 3 else 0)
+    stays = weights + states + from_start + (buckets if stage == 3 else 0)
     return Memory(
         weights + gathered,
         gradients,
@@ -211,16 +217,9 @@ def memory(s: Setting) -> Memory:
         buckets,
         forward=stays + first + made + gathered,
         backward=stays + then + made + gathered + (buckets if stage in (1, 2) else 0),
-        step=stays + (gradients if stage < 3 else 0) + _step(s, share),
+        step=stays + gradients - from_start + _step(s, share),
         host=host,
     )
-
-
-def _share_kept(s: Setting) -> float:
-    """Of the gradients of parameters, how much a rank's device has when the backward pass is through."""
-    if s.zero.stage == 3 or s.zero.offloads_optimizer:  # counted with what stays, or the host's
-        return 0.0
-    return 1.0 if s.zero.stage == 0 else 1 / s.ranks
 
 
 def _buckets(s: Setting) -> int:

@@ -33,7 +33,7 @@ class Run:
 
     @property
     def memory(self) -> Memory:
-        return memory(self.setting)
+        return memory(replace(self.setting, accumulates=self.accumulation > 1))
 
     def epoch(self, pace: Pace) -> float:
         return epoch_time(self.setting, self.rows, self.batch, self.accumulation, pace)
