@@ -173,8 +173,11 @@ def measure(tuner: str, stage: int, every: int, releases: bool) -> dict[str, Any
         step()
     moved = dict(counts)
     dist.barrier()
-    most = {moment: there + size for moment, size in most_of(events).items()}
-    return {"most": most, **moved, "loopback": loopback_bytes() - before}
+    seen, end = most_of(events)
+    gc.collect()
+    unseen = max(0, there + end - live_bytes())  # freed by other threads, after each of these moments or before
+    most = {moment: there + size for moment, size in seen.items()}
+    return {"most": most, "unseen": unseen, **moved, "loopback": loopback_bytes() - before}
 
 
 def live_bytes() -> int:
@@ -187,8 +190,8 @@ def live_bytes() -> int:
     return sum(stores.values())
 
 
-def most_of(events: Any) -> dict[str, int]:
-    """Most bytes of the allocator in each moment, over those at the beginning."""
+def most_of(events: Any) -> tuple[dict[str, int], int]:
+    """Most bytes of the allocator in each moment, over those at the beginning; and those at the end."""
     found = events.profiler.kineto_results.events()
     allocations = sorted((e.start_ns(), e.nbytes()) for e in found if e.name() == "[memory]")
     starts = {e.name().removeprefix("moment "): e.start_ns() for e in found if e.name().startswith("moment ")}
@@ -198,7 +201,7 @@ def most_of(events: Any) -> dict[str, int]:
         now = max((m for m in starts if starts[m] <= time), key=starts.__getitem__, default=None)
         if now:
             most[now] = max(most[now], live)
-    return most
+    return most, live
 
 
 def loopback_bytes() -> int:
@@ -283,7 +286,7 @@ def report(ranks: int, stages: list[int], tuners: list[str]) -> None:
                 kinds = ", ".join(
                     f"{kind} {seen.get(kind, 0):,} / {plan[kind]:,}" for kind in ("reduced", "scattered", "gathered")
                 )
-                most = max(seen["most"].values()), max(plan["most"].values())
+                most = max(seen["most"].values()) - seen["unseen"], max(plan["most"].values())
                 lo = f", loopback {seen['loopback']:,} / {plan['sent']:,.0f}" if seen["loopback"] else ""
                 name = f"{tuner}, ZeRO-{stage}{', releasing' if releases else ''}"
                 print(f"{name}: at one time {most[0]:,} / {most[1]:,}; {kinds}{lo}", flush=True)

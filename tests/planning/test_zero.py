@@ -14,7 +14,7 @@ def test_memory_and_traffic_are_as_planned(tuner, stage, every):
     releases = stage == 3 and every == 1
     seen, plan = run_ranks(tuner, stage, 2, every, releases), predicted(tuner, stage, 2, every, releases)
     measured, planned = max(seen["most"].values()), max(plan["most"].values())
-    assert planned == pytest.approx(measured, rel=0.1), (seen["most"], plan["most"])
+    assert 0.9 * (measured - seen["unseen"]) < planned < 1.1 * measured, (seen, plan["most"])
     for kind in {kind for kind, _ in KINDS.values()}:
         assert plan[kind] == pytest.approx(seen.get(kind, 0), rel=0.06, abs=64), kind
     if seen["loopback"]:
