@@ -1,7 +1,9 @@
+import re
 from pathlib import Path
 
 import pytest
 
+from glmft.cli import main
 from glmft.planning.published import ROWS, run_of, table
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -22,3 +24,13 @@ def test_four_bits_of_chatglm_6b_take_what_is_published():
 def test_every_published_setting_can_be_planned():
     assert len(ROWS) == 35
     assert all(run_of(row).setting.numbers > 0 for row in ROWS)
+
+
+@pytest.mark.parametrize("page", ["plan.md", "plan_zh.md"])
+def test_the_page_shows_what_its_commands_print(page, capsys):
+    text = (DOCS / page).read_text(encoding="utf-8")
+    shown = re.findall(r"```text\n\$ glmft (.*)\n((?:.*\n)+?)```", text)
+    assert len(shown) == 2
+    for command, lines in shown:
+        assert main(command.split()) == 0
+        assert lines.strip() in capsys.readouterr().out
