@@ -68,6 +68,11 @@ def shown(run: Run, card: Card | None, config: TrainConfig, name: str, notes: li
     Args:
         pace: rate, link, network, devices of a host, as `pace_of` takes them.
     """
+    if config.pipeline_stages > 1:
+        raise ConfigError(
+            f"--pipeline_stages {config.pipeline_stages}: plans are of all layers on every rank; leave it out, and "
+            "divide weights and activations by the stages"
+        )
     if (run.setting.bits and needs_floats(config)) or (run.setting.bits == "nf4" and run.setting.zero.stage == 3):
         raise ConfigError(
             f"--quantization_bit {run.setting.bits}: does not go with --train_type {config.train_type} and ZeRO-"

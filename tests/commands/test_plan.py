@@ -108,6 +108,7 @@ def test_lengths_come_from_data_where_it_is_given(model_folder, tmp_path, capsys
         (["chatglm2-6b", "--train_path", "a.json"], "--train_path: lengths in tokens need the tokenizer"),
         (["chatglm2-6b", "--max_len", "10", "--answer_len", "10"], "--answer_len 10: leaves nothing of rows of 10"),
         (["chatglm2-6b", "--ds_file", "zero9"], "--ds_file zero9: no such file"),
+        (["chatglm2-6b", "--pipeline_stages", "2"], "--pipeline_stages 2: plans are of all layers on every rank"),
         (["tests"], "tests: holds no config.json"),
     ],
 )
