@@ -19,6 +19,8 @@ from glmft.settings.deepspeed import asked_precision, resolve
 from glmft.settings.defaults import find_ds_file
 from glmft.settings.plan import PlanConfig
 
+MOST_ROWS = 1 << 16
+
 
 def plan(config: PlanConfig) -> str:
     """The plan, as lines or JSON. Raises ConfigError, DataError."""
@@ -66,6 +68,11 @@ def shown(run: Run, card: Card | None, config: TrainConfig, name: str, notes: li
     Args:
         pace: rate, link, network, devices of a host, as `pace_of` takes them.
     """
+    if config.pipeline_stages > 1:
+        raise ConfigError(
+            f"--pipeline_stages {config.pipeline_stages}: plans are of all layers on every rank; leave it out, and "
+            "divide weights and activations by the stages"
+        )
     if (run.setting.bits and needs_floats(config)) or (run.setting.bits == "nf4" and run.setting.zero.stage == 3):
         raise ConfigError(
             f"--quantization_bit {run.setting.bits}: does not go with --train_type {config.train_type} and ZeRO-"
@@ -110,6 +117,8 @@ def _assumed(config: PlanConfig, shape: Shape) -> tuple[Load, int, list[str]]:
     rows = config.per_device_train_batch_size
     if config.max_tokens_per_batch is not None:
         rows = max(1, min(rows, config.max_tokens_per_batch // length))
+    if rows > MOST_ROWS:
+        raise ConfigError(f"--per_device_train_batch_size {rows}: a plan goes up to {MOST_ROWS} rows; give fewer")
     note = f"assumed: rows of {length:,} tokens, {answer:,} of them learned; --train_path has real lengths"
     return fixed_load(rows, length, answer, shape.layout), config.rows, [note]
 

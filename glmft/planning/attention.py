@@ -1,5 +1,6 @@
 """Attention on a tape: document by document, with virtual tokens in front of each; what the fused kernels save."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from glmft.planning.tape import Tape, Value
@@ -25,7 +26,7 @@ class Attention:
         inputs = [*dict.fromkeys((query, key, value)), *([self.prefix] if self.prefix is not None else [])]
         size, keys = (self.load.tokens * count * self.width for count in (self.shape.queries, self.shape.keys))
         # Gradients of each document, before they are put together; behind virtual tokens, that of the result is padded.
-        by_document = 2 * (size + keys) if self.in_front else size
+        by_document = 2 * size + keys if self.in_front else size
         attended = self.tape.add(inputs, size, self._saved(query, key, value), backward=by_document)
         self.tape.names = names
         return attended
@@ -62,36 +63,50 @@ class Attention:
         return turned
 
     def _saved(self, query: Value, key: Value, value: Value) -> list[Value]:
-        """What the kernel saves of each call: queries, keys, values, its result, a number a query and head."""
-        shape, width, saved = self.shape, self.width, []
-        contexts = self.load.contexts or (0,) * len(self.load.documents)
-        for length, context in zip(self.load.documents, contexts, strict=True):
-            keys = values = None
-            if self.in_front:
-                keys, values = (Value((self.in_front + length) * shape.keys * width) for _ in range(2))
-            of_keys, of_values = (keys or key), (values or value)
-            if context:
-                saved += self._call(query, of_keys, of_values, context, self.in_front + context)
-            if context < length:
-                asked, before = length - context, self.in_front + context
-                if before > asked:
-                    saved += self._masked(query, of_keys, of_values, asked, before)
-                elif before:
-                    padded = Value((before + asked) * shape.queries * width)
-                    saved += self._call(padded, of_keys, of_values, before + asked, before + asked)
-                else:
-                    saved += self._call(query, of_keys, of_values, asked, asked)
-        return saved
+        """What the kernels save: queries, keys and values where they are taken as they stand, and what calls make."""
+        own, stand = self.calls()
+        names = {"query": query, "key": key, "value": value}
+        return [Value(own), *(names[name] for name in stand)]
 
-    def _call(self, query: Value, key: Value, value: Value, queries: int, keys: int) -> list[Value]:
-        result = Value(queries * self.shape.queries * self.width)
-        if self.is_wide:  # a call casts its own part
-            query, key = Value(result.size), Value(keys * self.shape.keys * self.width)
-        return [query, key, value, result, Value(queries * self.shape.heads * 4)]
+    def calls(self) -> tuple[int, frozenset[str]]:
+        """Bytes that the calls of one layer make and save; and which of queries, keys and values they take as is."""
+        kind = (self.load.documents, self.load.contexts, self.in_front, self.is_wide)
+        if kind not in self.network.calls:
+            contexts = self.load.contexts or (0,) * len(self.load.documents)
+            own, stand = 0, set()
+            for length, context in zip(self.load.documents, contexts, strict=True):
+                for size, names in self._of_document(length, context):
+                    own += size
+                    stand |= names
+            self.network.calls[kind] = own, frozenset(stand)
+        return self.network.calls[kind]
 
-    def _masked(self, query: Value, key: Value, value: Value, asked: int, before: int) -> list[Value]:
-        """With a mask [q, k], for which keys and values are repeated for all heads."""
-        mask = Value(asked * (asked + before) * self.width)
-        if self.shape.heads != self.shape.groups:
-            key, value = (Value((asked + before) * self.shape.queries * self.width) for _ in range(2))
-        return [*self._call(query, key, value, asked, asked + before), mask]
+    def _of_document(self, length: int, context: int) -> Iterator[tuple[int, set[str]]]:
+        """A document's keys and values behind virtual tokens, and its one or two calls."""
+        shape, width = self.shape, self.width
+        stand = {"query", "key", "value"}
+        if self.in_front:
+            yield 2 * (self.in_front + length) * shape.keys * width, set()
+            stand = {"query"}
+        if context:
+            yield self._call(stand, context, self.in_front + context)
+        asked, before = length - context, self.in_front + context
+        if asked and before > asked:  # with a mask [q, k], for which keys and values are repeated for all heads
+            repeats = shape.heads != shape.groups
+            repeated = 2 * (asked + before) * shape.queries * width * repeats
+            size, names = self._call({"query"} if repeats else stand, asked, asked + before)
+            yield size + asked * (asked + before) * width + repeated, names
+        elif asked and before:
+            padded = (before + asked) * shape.queries * width
+            size, names = self._call(stand - {"query"}, before + asked, before + asked)
+            yield size + padded, names
+        elif asked:
+            yield self._call(stand, asked, asked)
+
+    def _call(self, stand: set[str], queries: int, keys: int) -> tuple[int, set[str]]:
+        """Its result and a number a query and head; where queries and keys are wide, it casts its own part."""
+        result = queries * self.shape.queries * self.width
+        size = result + queries * self.shape.heads * 4
+        if self.is_wide:
+            return size + result * ("query" in stand) + keys * self.shape.keys * self.width, stand - {"query", "key"}
+        return size, stand

@@ -5,7 +5,7 @@ N ranks, P trained numbers of w bytes (in fp32 unless the run says otherwise), R
 | ZeRO stage | weights | gradients | optimizer (two moments; from 1 on, a copy to step) | buckets |
 |---|---|---|---|---|
 | 0 | all | w P | 8 P | none |
-| 1 | all | w P / N | 12 P / N | w R |
+| 1 | all | w P / N, w P in accumulation | 12 P / N | w R |
 | 2 | all | w P / N | 12 P / N | 2 w R (w R without overlap_comm) |
 | 3 | all / N, and those gathered | w P / N | 12 P / N | w R |
 
@@ -19,12 +19,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from glmft.errors import ConfigError
 from glmft.planning.network import Formats, Load, Network
 from glmft.planning.shape import Shape
 from glmft.planning.tape import backward_peak, bytes_kept, forward_peak
 from glmft.planning.way import Way
 
 MOMENTS, MASTER = 8, 4  # bytes a number: Adam's two in fp32, and the copy that ZeRO steps
+MOST = 10**15
 FLATTENED = 5 * 10**8  # numbers of the gradient that ZeRO-0 sums over ranks at once
 
 
@@ -59,7 +61,7 @@ class Zero:
             "live": "stage3_max_live_parameters",
             "reuse": "stage3_max_reuse_distance",
         }
-        given = {name: int(section[key]) for name, key in numbers.items() if isinstance(section.get(key), int | float)}
+        given = {name: _count(key, section[key]) for name, key in numbers.items() if key in section}
         return cls(
             stage,
             stage > 0 and _is_offloaded(section.get("offload_optimizer")),
@@ -67,6 +69,13 @@ class Zero:
             stage == 3 if overlaps is None else bool(overlaps),
             **given,
         )
+
+
+def _count(key: str, value: Any) -> int:
+    """Raises ConfigError for what is no number of numbers."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= MOST:
+        raise ConfigError(f"zero_optimization: {key} {value!r} is no number from 0 to {MOST}")
+    return int(value)
 
 
 def _is_offloaded(section: Any) -> bool:
@@ -82,6 +91,7 @@ class Setting:
         trained: bytes of a trained number in fp32 and bf16 runs.
         bits: 8, 4 or nf4, where the layers' weights are held so.
         recomputed: numbers of the layers whose activations are computed again.
+        accumulates: whether an optimizer step has several micro-batches, so that gradients are there from the start.
         reads_states: whether what comes into the lowest trained layer is read from the disk.
     """
 
@@ -96,6 +106,7 @@ class Setting:
     recomputed: frozenset[int] = frozenset()
     on_gpu: bool = True
     reads_states: bool = False
+    accumulates: bool = False
 
     @property
     def formats(self) -> Formats:
@@ -110,9 +121,10 @@ class Setting:
 
     @cached_property
     def network(self) -> Network:
+        keeps_inputs = self.zero.stage == 3 and self.bits is None
         one_step = self.bits is None and self.zero.stage < 3
         return Network(
-            self.shape, self.way, self.formats, self.load, one_step, recomputed=self.recomputed, on_gpu=self.on_gpu
+            self.shape, self.way, self.formats, self.load, one_step, keeps_inputs, self.recomputed, self.on_gpu
         )
 
     @cached_property
@@ -178,7 +190,8 @@ def memory(s: Setting) -> Memory:
     stage, ranks, width, zero = s.zero.stage, s.ranks, s.formats.trained, s.zero
     share = -(-s.numbers // ranks)
     weights = s.weight_bytes if stage < 3 else s.weight_bytes // ranks
-    gradients = s.numbers * width if stage == 0 else share * width
+    is_whole = stage == 0 or (stage == 1 and s.accumulates)
+    gradients = s.numbers * width if is_whole else share * width
     states = s.numbers * MOMENTS if stage == 0 else share * (MOMENTS + MASTER)
     buckets = _buckets(s)
     host = {"weights": 0, "gradients": 0, "optimizer": 0}
@@ -188,10 +201,13 @@ def memory(s: Setting) -> Memory:
     gathered = _gathered(s)
     if zero.offloads_parameters:
         host["weights"], weights = weights, 0
+    from_start = gradients if stage == 3 or s.accumulates else 0  # of the micro-batches before
+    lasting = 1.0 if stage == 0 else 1 / ranks if gradients else 0.0
     tapes = s.network.tapes()
-    kept, first, then = bytes_kept(tapes), forward_peak(tapes), backward_peak(tapes, _share_kept(s))
+    kept, first = bytes_kept(tapes), forward_peak(tapes)
+    then = backward_peak(tapes, 0.0 if from_start else lasting)
     made = _made_anew(s)
-    stays = weights + states + (gradients + buckets if stage == 3 else 0)
+    stays = weights + states + from_start + (buckets if stage == 3 else 0)
     return Memory(
         weights + gathered,
         gradients,
@@ -201,16 +217,9 @@ def memory(s: Setting) -> Memory:
         buckets,
         forward=stays + first + made + gathered,
         backward=stays + then + made + gathered + (buckets if stage in (1, 2) else 0),
-        step=stays + (gradients if stage < 3 else 0) + _step(s, share),
+        step=stays + gradients - from_start + _step(s, share),
         host=host,
     )
-
-
-def _share_kept(s: Setting) -> float:
-    """Of the gradients of parameters, how much a rank's device has when the backward pass is through."""
-    if s.zero.stage == 3 or s.zero.offloads_optimizer:  # counted with what stays, or the host's
-        return 0.0
-    return 1.0 if s.zero.stage == 0 else 1 / s.ranks
 
 
 def _buckets(s: Setting) -> int:
@@ -227,9 +236,9 @@ def _gathered(s: Setting) -> int:
         return 0
     shape = s.shape
     there = sum(math.prod(p) for p in shape.parameters.values()) + s.way.added
-    layer = sum(math.prod(p) for p in shape.of_layer(0).values())
-    most = max(layer, shape.vocabulary * shape.hidden) + s.zero.prefetch + s.zero.reuse
-    return s.weight_bytes * min(there, most, max(s.zero.live, layer)) // there
+    largest = max(sum(math.prod(p) for p in shape.of_layer(0).values()), shape.vocabulary * shape.hidden)
+    most = min(largest + s.zero.prefetch + s.zero.reuse, max(s.zero.live, largest))
+    return s.weight_bytes * min(there, most) // there
 
 
 def _made_anew(s: Setting) -> int:
@@ -247,5 +256,5 @@ def _step(s: Setting, share: int) -> int:
     if s.zero.stage == 0:
         largest = max((math.prod(s.shape.parameters[n]) for n in s.way.names), default=0)
         largest = max(largest, *(a * b for a, b in s.way.encoder), 0)
-        return s.numbers * 4 + _buckets(s) if s.on_gpu else max(2 * 4 * largest, _buckets(s))
+        return _buckets(s) + (s.numbers * 4 if s.on_gpu else 2 * 4 * largest)
     return share * (8 if s.on_gpu else 12)

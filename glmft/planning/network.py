@@ -5,6 +5,7 @@ Shapes: t tokens of a row, n of them supervised, P virtual tokens in front of ea
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from glmft.planning.attention import Attention
 from glmft.planning.shape import Shape
@@ -56,6 +57,7 @@ class Network:
     """
     Args:
         one_step: whether LoRA is one step for autograd; under ZeRO-3 and over integers peft's own code runs.
+        keeps_inputs: whether DeepSpeed's own linear function runs, as under ZeRO-3: it keeps the input, trained or not.
         recomputed: numbers of the layers whose activations are computed again.
         on_gpu: whether an accelerator computes.
     """
@@ -65,10 +67,12 @@ class Network:
     formats: Formats
     load: Load
     one_step: bool = True
+    keeps_inputs: bool = False
     recomputed: frozenset[int] = frozenset()
     on_gpu: bool = True
     casts: dict[str, Value] = field(default_factory=dict)  # of weights, which autocast makes once
     shared: dict[str, Value] = field(default_factory=dict)  # what the layers have in common
+    calls: dict[Any, tuple[int, frozenset[str]]] = field(default_factory=dict)  # of attention, which are each layer's
 
     def tapes(self) -> list[Tape]:
         """The parts in their order: what stands before the layers, each layer, the head."""
@@ -231,10 +235,12 @@ class Network:
         """A linear module: x [tokens, in] -> [tokens, out]."""
         inputs, outputs = self.shape.linear_modules[name.rpartition(".")[2]]
         size = tokens * outputs * self.formats.computed
-        if name.rpartition(".")[2] in self.way.lora:
+        if name in self.way.lora:
             return self._under_lora(tape, x, tokens, inputs, outputs)
         weight, bias = f"{name}.weight", f"{name}.bias"
         trained = sum(self._numbers(p) for p in (weight, bias) if p in self.way.names) * self.formats.trained
+        if self.keeps_inputs:
+            return tape.add([x], size, [x], trained=trained)
         if weight not in self.way.names:
             return tape.add([x], size, trained=trained)
         saves = [self.cast(x, tokens * inputs)]
@@ -256,7 +262,7 @@ class Network:
             scratch = rows * width * drops
             saves = [self.cast(x, rows), *mask, low]
             return tape.add([x], size, saves, trained=trained, forward=scratch, backward=2 * scratch)
-        saves = [low]  # peft's own code: in the format of A and B, then cast
+        saves = [low, *([x] if self.keeps_inputs and x.flows else [])]  # peft's own code: in the format of A and B
         wide = self.formats.trained
         if drops:
             saves += [Value(rows * (1 if self.on_gpu else wide))] if x.flows else []

@@ -33,7 +33,7 @@ class Run:
 
     @property
     def memory(self) -> Memory:
-        return memory(self.setting)
+        return memory(replace(self.setting, accumulates=self.accumulation > 1))
 
     def epoch(self, pace: Pace) -> float:
         return epoch_time(self.setting, self.rows, self.batch, self.accumulation, pace)
@@ -94,8 +94,9 @@ def fastest(asked: Run, pace: Pace, room: int, needs_floats: bool) -> Run | None
 
 
 def smallest(asked: Run) -> Run:
-    """The neighbour of least memory on the device that leaves the weights their format and stays off the host."""
-    runs = [run for run in neighbours(asked, asked.setting.bits) if not run.setting.zero.offloads_optimizer]
+    """The neighbour of least memory on the device, its weights in the same format; on the host only if so asked."""
+    offloads = asked.setting.zero.offloads_optimizer
+    runs = [run for run in neighbours(asked, asked.setting.bits) if offloads or not run.setting.zero.offloads_optimizer]
     return min(runs, key=lambda run: (run.memory.peak, len(run.flags)))
 
 
@@ -116,7 +117,7 @@ def neighbours(asked: Run, bits: str | None) -> Iterator[Run]:
             for batch in _divisors(asked.batch):
                 flags = [] if kept else [f"--ds_file {file}"]
                 if recomputed != s.recomputed:
-                    flags.append(f"--gradient_checkpointing {bool(recomputed)}")
+                    flags.append(f"--gradient_checkpointing {'full' if recomputed else 'off'}")
                 accumulation = asked.accumulation * (asked.batch // batch)
                 if batch != asked.batch:
                     flags.append(f"--per_device_train_batch_size {batch} --gradient_accumulation_steps {accumulation}")
@@ -138,7 +139,8 @@ def part_of(load: Load, batch: int, of: int) -> Load:
     return Load(documents, supervised, None if load.contexts is None else tuple(load.contexts[i] for i in longest))
 
 
-def _divisors(number: int) -> list[int]:
-    """Some, from the number itself down to 1."""
-    found = [d for d in range(number, 0, -1) if number % d == 0] if number <= 4096 else [number, 1]
-    return found[:12] if 1 in found[:12] else [*found[:11], 1]
+def _divisors(number: int, most: int = 24) -> list[int]:
+    """From the number itself down to 1; of many, some."""
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    found = sorted({*small, *(number // d for d in small)}, reverse=True)
+    return found if len(found) <= most else [*found[:: -(-len(found) // most)], 1]

@@ -11,6 +11,7 @@ from glmft.errors import ConfigError
 from glmft.family import NATIVE_TYPES, family_of_config
 from glmft.reading import read_json
 
+LARGEST, MOST_LAYERS = 1 << 31, 4096
 Parameters = dict[str, tuple[int, ...]]
 
 
@@ -164,8 +165,9 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
 
     def number(*names: str, default: int) -> int:
         value = next((config[name] for name in names if config.get(name) is not None), default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"config.json: {names[0]} {value!r} is no positive whole number")
+        most = MOST_LAYERS if "layers" in names[0] else LARGEST
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            raise ConfigError(f"config.json: {names[0]} {value!r} is no whole number from 1 to {most}")
         return value
 
     def truth(name: str, default: bool) -> bool:
@@ -187,6 +189,8 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
         return Shape(layout, vocabulary, hidden, layers, heads, groups, head, ffn, biases, **more)
     if family_of_config(dict(config)) == "glm":
         ffn, vocabulary = number("inner_hidden_size", default=16384), number("vocab_size", default=130528)
+        if hidden % heads:
+            raise ConfigError(f"config.json: hidden_size {hidden} is no multiple of num_attention_heads {heads}")
         return Shape("glm", vocabulary, hidden, layers, heads, heads, hidden // heads, ffn, (True, True), **more)
     groups, head = number("multi_query_group_num", default=2), number("kv_channels", default=128)
     ffn = number("ffn_hidden_size", "intermediate_size", default=13696)

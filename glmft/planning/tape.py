@@ -141,7 +141,7 @@ def _peak_of_part(tape: Tape, there: Live, forgets: bool) -> int:
     first, most = tape.ops[0].inputs[0], 0
     for op in tape.ops:
         there.add(() if forgets else op.stores)
-        most = max(most, there.size_with((first, *op.inputs, *op.beside, op.result)) + op.forward)
+        most = max(most, there.size_with((first, *op.inputs, *op.beside, *op.saves, op.result)) + op.forward)
     return most
 
 

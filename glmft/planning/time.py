@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from glmft.planning.cards import ANY, SHARE, Card
 from glmft.planning.memory import Setting
+from glmft.settings.modules import layer_numbers
 
 GB = 10**9
 STEPS_OF_ADAM = 28  # bytes read and written for a number: gradient, copy, two moments, weight
@@ -20,7 +21,7 @@ sent by a rank, in an optimizer step of A micro-batches, with n = (N - 1) / N:
   ZeRO-0  2 n w P                     summed after the last backward pass
   ZeRO-1  2 n w P + n w P             the same, and the stepped weights gathered
   ZeRO-2  2 n w P A + n w P           gradients of each micro-batch, beside the backward pass if overlap_comm
-  ZeRO-3  n W G A + n w P A           weights gathered G times a micro-batch (2, or 3 with checkpointing)
+  ZeRO-3  n W G A + n w P A           weights gathered G times a micro-batch: 2, 3 those computed again
 step = A compute + what of the traffic nothing hides + AdamW (28 bytes a number / memory bandwidth)
 epoch = ceil(rows / (batch A N)) steps"""
 
@@ -52,8 +53,9 @@ def work(s: Setting) -> Work:
         for name, (inputs, outputs) in modules.items():
             rows = s.load.supervised if is_short and name not in first else tokens
             product = 2 * rows * inputs * outputs
-            low = 2 * rows * s.way.rank * (inputs + outputs) if name in s.way.lora else 0
-            trains = bool(s.way.names) and shape.weight_of(name, number) in s.way.names
+            weight = shape.weight_of(name, number)
+            is_target, trains = weight.removesuffix(".weight") in s.way.lora, weight in s.way.names
+            low = 2 * rows * s.way.rank * (inputs + outputs) * is_target
             once += product + low
             backward += (number >= lowest) * (product + 2 * low) + trains * product
         forward += once * (number >= lowest or not s.reads_states)
@@ -74,9 +76,9 @@ def _attention(s: Setting) -> float:
 
 def _lowest_layer(s: Setting) -> int:
     """The first layer that a gradient goes through."""
-    if s.way.lora or s.way.virtual:
+    if s.way.virtual:
         return 0
-    numbers = [int(name.split(".layers.")[1].split(".")[0]) for name in s.way.names if ".layers." in name]
+    numbers = layer_numbers([*s.way.names, *s.way.lora])
     words = any("word_embeddings" in name or "embed_tokens" in name for name in s.way.names)
     return 0 if words else min(numbers, default=s.shape.layers)
 
@@ -110,15 +112,25 @@ def traffic(s: Setting, accumulation: int) -> Traffic:
     if s.zero.stage < 3:
         times = accumulation if s.zero.stage == 2 else 1
         return Traffic(reduced=gradients * times, gathered=gradients)
-    return Traffic(scattered=gradients * accumulation, gathered=s.weight_bytes * gathers(s) * accumulation)
+    return Traffic(scattered=gradients * accumulation, gathered=gathered(s) * accumulation)
 
 
-def gathers(s: Setting) -> int:
-    """How often ZeRO-3 gathers the weights in a micro-batch."""
+def gathered(s: Setting) -> int:
+    """Bytes of weights that ZeRO-3 gathers in a micro-batch.
+
+    Twice, but for a frozen head, whose gradients are made going forward; those of layers that are computed again
+    three times. Once where all are few enough to be kept.
+    """
     there = sum(math.prod(p) for p in s.shape.parameters.values())
     if there <= min(s.zero.live, s.zero.reuse):
-        return 1
-    return 2 + bool(s.recomputed)
+        return s.weight_bytes
+    ends = ("lm_head.weight", "output_layer.weight")
+    is_frozen = not s.shape.is_tied and not any(name.endswith(ends) for name in s.way.names)
+    words = s.shape.vocabulary * s.shape.hidden
+    in_layers = s.weight_bytes * sum(
+        math.prod(s.shape.of_layer(i)[n]) for i in s.recomputed for n in s.shape.of_layer(i)
+    )
+    return 2 * s.weight_bytes + in_layers // there - words * s.formats.frozen * is_frozen
 
 
 @dataclass(frozen=True)
@@ -179,7 +191,7 @@ def step_time(s: Setting, accumulation: int, pace: Pace) -> StepTime:
     if s.zero.offloads_optimizer:  # gradients down, weights up, and the step on the host
         optimizer = share / HOST_RATE + share * (4 + s.formats.trained) / (pace.card.host_link * GB)
     if s.zero.offloads_parameters:
-        up = s.weight_bytes / s.ranks * gathers(s) * accumulation / (pace.card.host_link * GB)
+        up = gathered(s) / s.ranks * accumulation / (pace.card.host_link * GB)
         waited += max(0.0, up - compute)
     return StepTime(compute, sending, waited, optimizer)
 

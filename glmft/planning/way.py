@@ -8,7 +8,7 @@ from typing import Any
 from glmft.errors import ConfigError, nearest
 from glmft.planning.shape import Shape
 from glmft.settings.config import split_names
-from glmft.settings.modules import GROUPS, PARTS, layer_numbers, matching
+from glmft.settings.modules import GROUPS, PARTS, PRESETS, layer_numbers, matching
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Way:
     """
     Args:
         names: the base's own parameters that train.
-        lora: last parts of the names of the linear modules under LoRA.
+        lora: names of the linear modules under LoRA.
         rank, dropout: LoRA's; the latter also a prefix's.
         virtual: virtual tokens.
         is_prompt: whether they are embeddings that go through the layers, not keys and values of each.
@@ -66,19 +66,23 @@ def _freeze(config: Any, shape: Shape) -> Way:
 
 
 def _lora(config: Any, shape: Shape) -> Way:
-    modules = shape.linear_modules
-    targets: list[str] = []
+    parameters, modules = shape.parameters, shape.linear_modules
+    linear = {n.removesuffix(".weight"): p for n, p in parameters.items() if n.endswith(".weight") and len(p) == 2}
+    words = next(iter(shape.around)).removesuffix(".weight")  # the embedding is no linear module
+    targets: set[str] = set()
     for given in split_names(config.lora_module_name) or ["(empty)"]:
-        name = given.rpartition(".")[2]
-        found = [n for n in GROUPS.get(name, [name]) if n in modules]
+        names = [name for name in GROUPS.get(given, [given]) if name in modules] or [given]
+        found = {full for full in linear for name in names if f".{full}".endswith(f".{name}") and full != words}
         if not found:
-            near = nearest(name, (*modules, *GROUPS))
-            raise ConfigError(f"--lora_module_name {given}: is no linear module; there are {', '.join(modules)}{near}")
-        targets += found
-    parameters = shape.parameters
-    whole = [p for given in split_names(config.modules_to_save) for p in parameters if f".{given}." in f".{p}"]
-    added = sum(config.lora_dim * sum(modules[name]) for name in set(targets)) * shape.layers
-    return Way(frozenset(whole), frozenset(targets), rank=config.lora_dim, dropout=config.lora_dropout, added=added)
+            near = nearest(given, (*modules, *PRESETS))
+            there = ", ".join([*modules, *PRESETS])
+            raise ConfigError(f"--lora_module_name {given}: matches no linear module; valid names are {there}{near}")
+        targets |= found
+    saved = split_names(config.modules_to_save)
+    whole = [name for given in saved for name in parameters if f".{given}." in f".{name}."]
+    added = config.lora_dim * sum(sum(linear[name]) for name in targets)
+    dropout = config.lora_dropout
+    return Way(frozenset(whole), frozenset(targets), rank=config.lora_dim, dropout=dropout, added=added)
 
 
 def _ptuning(config: Any, shape: Shape) -> Way:

@@ -7,7 +7,7 @@ from glmft.data.collate import one_row
 from glmft.data.dataset import Rows
 from glmft.family import FAMILY_KEY
 from glmft.planning.cards import GIB
-from glmft.planning.memory import Setting, Zero, memory
+from glmft.planning.memory import Zero
 from glmft.planning.network import Load
 from glmft.planning.run import FILES, Run, part_of, setting_of, shipped_zero
 from glmft.planning.shape import shape_of
@@ -47,25 +47,29 @@ def load_of(rows: Rows, numbers: list[int], tokenizer: Any) -> Load:
 def advice(run: Run, can_quantise: bool) -> list[str]:
     """What to change, in the order that costs least, and about what each would save of the most on one device."""
     s, most = run.setting, run.memory.peak
-    ways: list[tuple[str, Setting]] = []
+    ways: list[tuple[str, Run]] = []
+
+    def way(flags: str, **changes: Any) -> None:
+        ways.append((flags, replace(run, setting=replace(s, **changes))))
+
     everything = frozenset(range(s.shape.layers))
     if s.recomputed != everything:
         flag = "--gradient_checkpointing" if not s.recomputed else "--gradient_checkpointing full"
-        ways.append((flag, replace(s, recomputed=everything)))
+        way(flag, recomputed=everything)
     if run.batch > 1:
         half, accumulation = run.batch // 2, run.accumulation * 2
         flags = f"--per_device_train_batch_size {half} with --gradient_accumulation_steps {accumulation}"
-        ways.append((flags, replace(s, load=part_of(s.load, half, run.batch))))
+        halved = replace(s, load=part_of(s.load, half, run.batch))
+        ways.append((flags, replace(run, setting=halved, batch=half, accumulation=accumulation)))
     elif s.load.tokens > 256:
-        ways.append(("half the --max_len", replace(s, load=_halved(s.load))))
+        way("half the --max_len", load=_halved(s.load))
     for stage, offloads in ((2, False), (3, False), (max(2, s.zero.stage), True)):
         is_further = s.zero.stage < stage and s.ranks > 1 and not s.zero.offloads_optimizer
         if is_further or (offloads and not s.zero.offloads_optimizer):
-            zero = shipped_zero(stage, offloads, s.shape.hidden)
-            ways.append((f"--ds_file {FILES[stage, offloads]}", replace(s, zero=zero)))
+            way(f"--ds_file {FILES[stage, offloads]}", zero=shipped_zero(stage, offloads, s.shape.hidden))
     if can_quantise and s.bits not in ("4", "nf4"):
-        ways.append(("--quantization_bit 4", replace(s, bits="4")))
-    saved = [(flags, most - memory(changed).peak) for flags, changed in ways]
+        way("--quantization_bit 4", bits="4")
+    saved = [(flags, most - changed.memory.peak) for flags, changed in ways]
     return [f"{flags} saves about {gib(size)} of {gib(most)}" for flags, size in saved if size > 0]
 
 

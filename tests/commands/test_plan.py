@@ -98,13 +98,17 @@ def test_lengths_come_from_data_where_it_is_given(model_folder, tmp_path, capsys
         (["chatglm2-6b", "--gpus", "0"], "--gpus 0: must be at least 1"),
         (["chatglm2-6b", "--flops", "nan"], "--flops nan: must be"),
         (["chatglm2-6b", "--train_type", "loar"], "--train_type loar: is none of"),
-        (["chatglm2-6b", "--lora_module_name", "qkv"], "--lora_module_name qkv: is no linear module; there are"),
+        (
+            ["chatglm2-6b", "--lora_module_name", "qkv"],
+            "--lora_module_name qkv: matches no linear module; valid names are",
+        ),
         (["chatglm2-6b", "--train_type", "freeze", "--freeze_last_n", "99"], "--freeze_last_n 99: the model has 28"),
         (["chatglm2-6b", "--train_type", "freeze", "--freeze_module_name", "xyz"], "xyz: matches no parameter"),
         (["chatglm2-6b", "--train_type", "full", "--quantization_bit", "4"], "does not go with --train_type full"),
         (["chatglm2-6b", "--train_path", "a.json"], "--train_path: lengths in tokens need the tokenizer"),
         (["chatglm2-6b", "--max_len", "10", "--answer_len", "10"], "--answer_len 10: leaves nothing of rows of 10"),
         (["chatglm2-6b", "--ds_file", "zero9"], "--ds_file zero9: no such file"),
+        (["chatglm2-6b", "--pipeline_stages", "2"], "--pipeline_stages 2: plans are of all layers on every rank"),
         (["tests"], "tests: holds no config.json"),
     ],
 )

@@ -14,6 +14,7 @@ FLAGS = {
     "lora": {**LORA, "lora_dropout": 0.0},
     "lora with dropout": LORA,
     "lora of one module": {"train_type": "lora", "lora_dim": 4},
+    "lora of upper layers": {**LORA, "lora_module_name": "layers.1.mlp.dense_4h_to_h,layers.2.mlp.dense_4h_to_h"},
     "lora of the mlp": {**LORA, "lora_module_name": "mlp"},
     "full": {"train_type": "full"},
     "freeze": {"train_type": "freeze", "freeze_last_n": 2},
@@ -39,7 +40,15 @@ FAST = {
     ("native-glm", "lora", "bf16", 0),
     ("native-glm4", "freeze", "bf16", 0),
 }
-CASES = [(a, b, c, d) for a in LAYOUTS for b in FLAGS for c in FORMATS for d in (0, 1, 2)]
+OFFICIAL = ("lora of upper layers",)  # by names of the official layouts; so little of these that passes dominate
+CASES = [
+    (a, b, c, d)
+    for a in LAYOUTS
+    for b in FLAGS
+    for c in FORMATS
+    for d in (0, 1, 2)
+    if b not in OFFICIAL or (d == 0 and not a.startswith("native"))
+]
 
 
 def ratio(predicted: int, measured: int) -> float:
@@ -65,8 +74,7 @@ def test_a_steps_memory_is_as_predicted(layout, tuner, dtype, every):
     )
 
 
-@pytest.mark.parametrize("tuner", FLAGS)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("layout", "tuner"), sorted({(layout, tuner) for layout, tuner, _, _ in CASES}))
 def test_parameters_are_counted_to_the_last_number(layout, tuner):
     with torch.device("meta"):
         made = model(layout, torch.float32, TrainConfig(**FLAGS[tuner]))
