@@ -28,6 +28,7 @@ from benchmarks.training.columns import (
 from benchmarks.training.turns import Turns
 from glmft.data.collate import collate
 from glmft.data.encode import Example
+from glmft.device import keep_freed_memory
 from glmft.settings.config import TrainConfig
 
 
@@ -80,6 +81,12 @@ def raw_torch(case: Case, turns: Turns) -> None:
         return expert_loss(model, collate(rows, Padding()), case.first_position)
 
     bare_loop(model, loss, steps_of(case, "grouped"), turns)
+
+
+def raw_torch_kept(case: Case, turns: Turns) -> None:
+    """The same with the C library told to keep freed memory, as MALLOC_MMAP_THRESHOLD_ and its like do."""
+    keep_freed_memory()
+    raw_torch(case, turns)
 
 
 def bare_loop(model: nn.Module, summed_loss: Callable[[list[Example]], Tensor], steps: list, turns: Turns) -> None:
@@ -207,6 +214,7 @@ ARMS = {
     "trainer-flags": Arm("Trainer + peft, best flags", "grouped", trainer_flags),
     "trainer-expert": Arm("the same, logits at labels only", "grouped", trainer_expert),
     "torch": Arm("that forward pass in raw torch", "grouped", raw_torch),
+    "torch-kept": Arm("raw torch, freed memory kept", "grouped", raw_torch_kept),
     "deepspeed": Arm("that forward pass in bare DeepSpeed", "grouped", bare_deepspeed),
     "padded": Arm("glmft's model, padded", "grouped", ours_padded),
     "glmft": Arm("glmft", "grouped", ours),

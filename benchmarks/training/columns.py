@@ -143,28 +143,31 @@ def rows_like(data: Path, words: int, longest: int) -> list[Example]:
 
 
 def steps_of(case: Case, order: str) -> Steps:
-    """`GATE` steps of short rows that are the same in every order, and `case.steps` of others.
+    """`GATE` steps that are the same in every order, and `case.steps` of others.
+
+    The first have short rows, as the slowest arms run them too; the last of them has rows of all lengths, so that these
+    are compared as well, and memory has grown when the clock starts. The others stand for an epoch in which records of
+    like length meet: all are sorted into windows, of which some are taken, evenly from the shortest to the longest.
 
     Args:
-        order: `file`: as a shuffled file has them; `grouped`: records of like length together, the steps shuffled;
-            `packed`: the same records in rows of `LONGEST`.
+        order: `grouped`: these windows, shuffled; `file`: their records shuffled, as a file has them; `packed`: their
+            records in rows of `LONGEST`.
     """
-    rows = rows_like(case.data, case.vocabulary, case.longest)
-    generator = random.Random(1)
-    middle = sorted(len(row.ids) for row in rows)[len(rows) // 2]
-    short = [row for row in rows if len(row.ids) <= middle]
-    gate = generator.choices(short, k=GATE * WINDOW)
-    measured = generator.choices(rows, k=case.steps * WINDOW)
+    generator, size = random.Random(1), case.column.rows
+    rows = sorted(rows_like(case.data, case.vocabulary, case.longest), key=lambda row: len(row.ids))
+    gate = generator.choices(rows[: len(rows) // 2], k=(GATE - 1) * WINDOW) + generator.choices(rows, k=WINDOW)
+    windows = len(rows) // WINDOW
+    first = [int((i + 0.5) / case.steps * windows) * WINDOW for i in range(case.steps)]
+    measured = [rows[i : i + WINDOW] for i in first]
+    generator.shuffle(measured)
     if order == "packed":
         steps = [packed(gate[i : i + WINDOW]) for i in range(0, len(gate), WINDOW)]
-        return steps + [[row] for row in packed(measured)]
-    if order == "grouped":
-        measured.sort(key=lambda row: len(row.ids))
-    windows = [measured[i : i + WINDOW] for i in range(0, len(measured), WINDOW)]
-    generator.shuffle(windows)
-    windows = [gate[i : i + WINDOW] for i in range(0, len(gate), WINDOW)] + windows
-    size = case.column.rows
-    return [[window[i : i + size] for i in range(0, WINDOW, size)] for window in windows]
+        return steps + [[rows] for rows in packed([row for window in measured for row in window])]
+    records = [row for window in measured for row in window]
+    if order == "file":
+        generator.shuffle(records)
+    records = gate + records
+    return [[records[i + j : i + j + size] for j in range(0, WINDOW, size)] for i in range(0, len(records), WINDOW)]
 
 
 def packed(rows: list[Example]) -> list[list[Example]]:
