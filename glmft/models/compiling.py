@@ -40,12 +40,21 @@ def parts_of(layer: nn.Module) -> list[tuple[nn.Module, str]]:
 
 
 def in_training(module: nn.Module, method: Callable) -> Callable:
-    """The method, compiled while the module trains: answers are made of single tokens and many shapes."""
+    """The method, compiled while the module trains: answers are made of single tokens and many shapes.
+
+    It raises ConfigError if it cannot be compiled.
+    """
     compiled = torch.compile(method, dynamic=True)
 
     @functools.wraps(method)
     def run(*args: Any) -> Any:
-        return (compiled if module.training else method)(*args)
+        if not module.training:
+            return method(*args)
+        try:
+            return compiled(*args)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = one_line(error, 200)
+            raise ConfigError(f"--torch_compile: a layer cannot be compiled ({reason}); leave it out") from None
 
     return run
 

@@ -125,9 +125,9 @@ def shares(plan: Plan, rank: int) -> Iterator[tuple[list[int], list[int]]]:
 def layout(plan: Plan) -> tuple[list[tuple[int, int]], list[int]]:
     """For each row its rank and the number of tokens before it in that rank's file; and the tokens of each file."""
     places, tokens = [(0, 0)] * plan.records, [0] * plan.world_size
-    for rank in range(plan.world_size):
-        for _, rows in shares(plan, rank):
-            for row in rows:
+    for _, window in plan.windows(0, plan.steps_per_epoch):
+        for rank, parts in enumerate(plan.shares(window)):
+            for row in (row for part in parts for row in part):
                 places[row] = (rank, tokens[rank])
                 tokens[rank] += plan.tokens[row]
     return places, tokens

@@ -2,10 +2,11 @@
 
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
-from ranks import NATIVE, metrics, run, train
+from ranks import NATIVE, SECONDS, metrics, run, start, train
 from safetensors.torch import load_file
 
 from glmft.family import FAMILIES
@@ -121,3 +122,31 @@ def test_a_disk_that_fills_up_meanwhile_is_one_line_and_leaves_nothing_half(rank
     assert "could not be written (File too large); name another --cache_dir" in printed
     assert "Traceback" not in printed
     assert {path for path in cache.iterdir() if path.suffix != ".lock"} == before
+
+
+@pytest.mark.slow
+def test_of_two_runs_at_once_one_makes_the_states_and_the_other_waits_for_them(official_folders, uneven, tmp_path):
+    common = ["--train_path", str(uneven), "--model_name_or_path", str(official_folders["glm2"]), *RUN, *FREEZE, KEEP]
+    common += ["--cache_dir", str(tmp_path / "cache"), "--longest_batch_first", "False", "--compare_answers", "False"]
+    running = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        running.append(start([*common, "--output_dir", str(tmp_path / name / "out")], 1, tmp_path / name))
+    printed = ""
+    for [process], [log] in running:
+        process.join(SECONDS)
+        assert process.exitcode == 0
+        printed += Path(log).read_text(encoding="utf-8")
+    assert printed.count("are made: ") == printed.count("were there already: ") == 1
+    assert figures(tmp_path / "a" / "out") == figures(tmp_path / "b" / "out")
+
+
+@pytest.mark.slow
+def test_layers_that_run_on_kept_states_may_be_compiled(official_folders, uneven, tmp_path):
+    common = ["--train_path", str(uneven), "--model_name_or_path", str(official_folders["glm2"]), *RUN, *FREEZE, KEEP]
+    common += ["--cache_dir", str(tmp_path / "cache")]
+    for name, more in (("eager", []), ("compiled", ["--torch_compile", "--gradient_checkpointing", "every", "2"])):
+        code, printed = run("train", [*common, *more, "--output_dir", str(tmp_path / name)], tmp_path)
+        assert code == 0, printed
+    for name, values in figures(tmp_path / "eager").items():
+        assert values == pytest.approx(figures(tmp_path / "compiled")[name], rel=1e-4), name

@@ -142,6 +142,16 @@ def test_compiled_is_what_trains_alone(monkeypatch):
     assert run(1) == 2
 
 
+def test_a_layer_that_cannot_be_compiled_is_one_line(monkeypatch):
+    def broken(x):
+        raise torch._dynamo.exc.BackendCompilerFailed(lambda: None, RuntimeError("C++ compile error"), None)
+
+    monkeypatch.setattr(torch, "compile", lambda method, dynamic: broken)
+    run = in_training(types.SimpleNamespace(training=True), lambda x: x + 1)
+    with pytest.raises(ConfigError, match=r"--torch_compile: a layer cannot be compiled \(.*C\+\+ compile error"):
+        run(1)
+
+
 def test_parts_are_what_lies_around_attention(all_folders):
     for family, count in (("glm", 3), ("glm2", 3), ("native-glm", 3), ("native-glm4", 5)):
         model = load_model(load_config(all_folders[family]), all_folders[family], torch.float32)
