@@ -42,7 +42,9 @@ class Way:
 
 
 def way_of(config: Any, shape: Shape) -> Way:
-    """What settings of `TunerSettings` train. Raises ConfigError for names that match nothing."""
+    """What settings of `TunerSettings` train. Raises ConfigError for names that match nothing, and unknown tuners."""
+    if config.train_type not in _WAYS:
+        raise ConfigError(f"--train_type {config.train_type}: its sums are not known; they belong into {__name__}")
     return _WAYS[config.train_type](config, shape)
 
 

@@ -1,5 +1,6 @@
 """A whole step with the heaviest micro-batch there is, so that a lack of memory shows now and not hours later."""
 
+import contextlib
 import math
 from typing import Any
 
@@ -7,6 +8,7 @@ from torch import nn
 
 from glmft.device import host_memory, peak_memory
 from glmft.dist import sum_over_ranks
+from glmft.errors import ConfigError
 from glmft.training.divergence import bad_batch
 from glmft.training.job import Job, Passes, make_batch
 from glmft.training.memory import run_of
@@ -16,11 +18,13 @@ from glmft.training.zero_state import forget_steps
 
 
 def wants_trial(model: nn.Module, job: Job) -> bool:
-    """Whether the settings, or else what the sums say of the memory, ask for a trial."""
+    """Whether the settings, or else what the sums say of the memory, ask for a trial; so does the lack of sums."""
     asked = job.config.longest_batch_first
     if asked is not None or job.world.device.type != "cpu":
         return asked is not False
-    return job.world.size * run_of(job, model.config).memory.peak > host_memory() / 2
+    with contextlib.suppress(ConfigError):
+        return job.world.size * run_of(job, model.config).memory.peak > host_memory() / 2
+    return True
 
 
 def try_longest_batch(engine: Any, passes: Passes, job: Job, start: int, total: int) -> str:

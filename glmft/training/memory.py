@@ -5,6 +5,7 @@ from typing import Any
 
 from glmft.data.collate import one_row
 from glmft.data.dataset import Rows
+from glmft.errors import ConfigError
 from glmft.family import FAMILY_KEY
 from glmft.planning.cards import GIB
 from glmft.planning.memory import Zero
@@ -17,8 +18,11 @@ DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def advice_for(job: Job, model: Any) -> list[str]:
-    """What would help a run against a lack of memory."""
-    run = run_of(job, model.config)
+    """What would help a run against a lack of memory; nothing, where the tuner's sums are not known."""
+    try:
+        run = run_of(job, model.config)
+    except ConfigError:
+        return []
     ways = advice(run, can_quantise=not job.tuner.needs_floats and run.setting.zero.stage < 3)
     if not job.cut:
         return ways
