@@ -101,7 +101,8 @@ def _rank(rank: int, size: int, port: int, argv: list[str], log: str, harm: Harm
 
         torch.set_num_threads(1)
         harm.befall(rank)
-        code = main(["--longest_batch_first", "True", *argv], command="train", program="train.py")
+        first = ["--longest_batch_first", "True"] if argv[0].startswith("-") else []  # none before a demo's own three
+        code = main([*first, *argv], command="train", program="train.py")
         sys.stdout.flush()
         os._exit(code)
 
