@@ -13,6 +13,7 @@ from heapq import nlargest
 import torch
 
 GROUPED = 50  # windows' worth of shuffled records that are sorted by length together
+FEW = 512  # tokens that are always worth a pass: fewer keep a processor waiting, and their memory is small
 LOOKED_AT = 1 << 20  # records, at most, to find the heaviest micro-batch
 
 
@@ -31,7 +32,7 @@ class Plan:
         tokens: of each record, for the bounds below.
         max_tokens: a micro-batch holds no more, but for a record that is longer; None: no bound.
         joins: micro-batches of a rank's step run together while they hold no more than `max_tokens`, or than the
-            longest records that may meet in one. The step is a sum over its tokens, whatever the parts.
+            longest records that may meet in one, or `FEW`. The step is a sum over its tokens, whatever the parts.
     """
 
     records: int
@@ -105,7 +106,7 @@ class Plan:
         """Tokens of a micro-batch, at most; None: as many as come."""
         if self.max_tokens is not None or not self.joins:
             return self.max_tokens
-        return sum(nlargest(self.micro_batch, self.tokens))
+        return max(FEW, sum(nlargest(self.micro_batch, self.tokens)))
 
     def _dealt(self, window: list[int], rank: int) -> list[list[int]]:
         width = self.micro_batch * self.world_size

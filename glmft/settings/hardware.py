@@ -34,7 +34,8 @@ class HardwareSettings:
     join_micro_batches: bool = setting(
         True,
         "run micro-batches of a step together while they hold no more tokens than the longest records of one may, or "
-        "than max_tokens_per_batch: the step's gradient is the same, in fewer passes; a pipeline keeps them apart",
+        "512, or where it is given max_tokens_per_batch: the step's gradient is the same, in fewer passes; a pipeline "
+        "keeps them apart",
     )
     gradient_checkpointing: int = setting(
         0,

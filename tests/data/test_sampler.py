@@ -145,7 +145,8 @@ def test_a_bound_of_tokens_splits_micro_batches_and_changes_neither_records_nor_
 
 @pytest.mark.parametrize("grouped", [None, LENGTHS], ids=["shuffled", "grouped"])
 @pytest.mark.parametrize("bound", [None, 60, 150, 10**6])
-def test_micro_batches_of_a_step_run_together_within_the_room_of_the_largest(bound, grouped):
+def test_micro_batches_of_a_step_run_together_within_the_room_of_the_largest(bound, grouped, monkeypatch):
+    monkeypatch.setattr(sampler, "FEW", 100)
     plan, plain = Plan(300, 2, 8, 3, 1, grouped, LENGTHS, bound, joins=True), Plan(300, 2, 8, 3, 1, grouped)
     room = bound or sum(sorted(LENGTHS)[-2:])
     assert steps(plan) == steps(plain)
@@ -161,6 +162,11 @@ def test_micro_batches_of_a_step_run_together_within_the_room_of_the_largest(bou
         passes += len(shares[0])
         usual += len(plain.micro_batches(window, 0))
     assert bound in (60, 150) or passes < usual
+
+
+def test_few_tokens_run_together_however_short_the_longest_record_is():
+    plan = Plan(16, 1, 8, 1, 1, tokens=[60] * 16, joins=True)
+    assert [len(rows) for rows in plan.micro_batches(list(range(8)), 0)] == [8]
 
 
 def test_a_rank_of_fewer_parts_halves_them_before_it_runs_one_for_nothing():
