@@ -11,8 +11,6 @@ from glmft.planning.shape import Shape
 from glmft.planning.time import Pace, epoch_time
 from glmft.planning.way import way_of
 
-AUTO = {"reduce_bucket_size": 1.0, "stage3_prefetch_bucket_size": 0.9}  # times the hidden size squared
-
 
 @dataclass(frozen=True)
 class Run:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from glmft.planning.cards import ANY, SHARE, Card
 from glmft.planning.memory import Setting
-from glmft.settings.modules import layer_numbers
+from glmft.settings.modules import lowest_layer
 
 GB = 10**9
 STEPS_OF_ADAM = 28  # bytes read and written for a number: gradient, copy, two moments, weight
@@ -78,9 +78,7 @@ def _lowest_layer(s: Setting) -> int:
     """The first layer that a gradient goes through."""
     if s.way.virtual:
         return 0
-    numbers = layer_numbers([*s.way.names, *s.way.lora])
-    words = any("word_embeddings" in name or "embed_tokens" in name for name in s.way.names)
-    return 0 if words else min(numbers, default=s.shape.layers)
+    return lowest_layer([*s.way.names, *s.way.lora], s.shape.layers)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ PRESETS = {"attention": ATTENTION, "mlp": FEED_FORWARD, "all-linear": ATTENTION 
 GROUPS = PRESETS | BOTH
 # Of a layer's parameters, by parts of their names.
 PARTS = {"all": (".",), "attention": ("attention.", "self_attn."), "mlp": (".mlp.",)}
+# Parts of the names of what stands behind all layers.
+BEHIND = ("final_layernorm", "output_layer", "model.norm", "lm_head")
 
 
 def matching(names: list[str], pattern: str) -> list[str]:
@@ -25,3 +27,15 @@ def matching(names: list[str], pattern: str) -> list[str]:
 def layer_numbers(names: list[str]) -> list[int]:
     """The numbers of the layers that parameters are in."""
     return sorted({int(n.split(".layers.")[1].split(".")[0]) for n in names if ".layers." in n})
+
+
+def lowest_layer(trained: list[str], layers: int) -> int:
+    """The first of so many layers that a gradient goes through; 0 if something before them trains.
+
+    Args:
+        trained: names of what trains; `layers` itself comes back where all of that stands behind them.
+    """
+    outside = [f".{name}." for name in trained if ".layers." not in name]
+    if any(not any(f".{part}." in name for part in BEHIND) for name in outside):
+        return 0
+    return min(layer_numbers(trained), default=layers)

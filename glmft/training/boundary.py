@@ -9,7 +9,6 @@ import array
 import contextlib
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from glmft.errors import ConfigError
 from glmft.files import WRITING, place_folder, remove_folder, start_folder
 from glmft.models.prefix import VirtualTokens
 from glmft.settings.config import TrainConfig
+from glmft.settings.modules import lowest_layer
 from glmft.training.job import Batch, Job, autocast, make_batch
 from glmft.training.kept_states import (
     DamagedStates,
@@ -37,7 +37,6 @@ from glmft.training.kept_states import (
 
 FLAG = "--cache_frozen_activations"
 LAYOUT = 1  # raise it when states come out differently
-ABOVE = ("final_layernorm", "output_layer", "model.norm", "lm_head")  # what trains behind the layers
 
 
 def boundary_layer(trained: Iterable[str], layers: int) -> int:
@@ -48,13 +47,7 @@ def boundary_layer(trained: Iterable[str], layers: int) -> int:
     Args:
         trained: names of the parameters that train.
     """
-    lowest = layers - 1
-    for name in trained:
-        if number := re.search(r"\.layers\.(\d+)\.", name):
-            lowest = min(lowest, int(number[1]))
-        elif not any(f".{part}." in f".{name}." for part in ABOVE):
-            return 0
-    return lowest
+    return min(lowest_layer(list(trained), layers), layers - 1)
 
 
 def why_not(config: TrainConfig, shape: Any, layer: int, plan: Plan) -> str | None:

@@ -1,7 +1,6 @@
 """How long a layer takes on this machine, to cut a model into stages that take equally long."""
 
 import copy
-import re
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import nn
 from glmft.dist import World
 from glmft.models.loading import model_class
 from glmft.models.quantised import quantised_layers
+from glmft.settings.modules import layer_numbers, lowest_layer
 from glmft.training.job import Batch, summed_loss
 
 ROUNDS = 5  # of which the fastest counts
@@ -86,17 +86,10 @@ def weights_by_time(
         trained: names of what trains; the layers below all of it have no backward pass.
         recomputes: whether the backward pass begins with a forward pass.
     """
-    numbers = [int(found[1]) for name in trained if (found := re.search(r"\.layers\.(\d+)\.", name))]
-    outside = any(".layers." not in name and not is_of_the_end(name) for name in trained)
-    first = 0 if outside else min(numbers, default=layers)
-    of_base = {int(found[1]) for n in trained if "lora_" not in n and (found := re.search(r"\.layers\.(\d+)\.", n))}
+    first = lowest_layer(list(trained), layers)
+    of_base = layer_numbers([name for name in trained if "lora_" not in name])
     seconds = []
     for i in range(layers):
         with_gradient = (layer.trained if i in of_base else layer.frozen) + layer.forward * recomputes
         seconds.append(with_gradient if i >= first else layer.forward)
     return seconds, 0.0, head
-
-
-def is_of_the_end(name: str) -> bool:
-    """Whether a parameter stands behind all layers."""
-    return any(part in name for part in ("final_layernorm", "output_layer", "lm_head")) or name == "model.norm.weight"
