@@ -6,7 +6,7 @@ one global permutation and then dealt out.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from heapq import nlargest
 
@@ -44,6 +44,7 @@ class Plan:
     tokens: Sequence[int] | None = None
     max_tokens: int | None = None
     joins: bool = False
+    found: dict[tuple[int, int], list[int]] = field(default_factory=dict, repr=False, compare=False)  # by `heaviest`
 
     @property
     def window_size(self) -> int:
@@ -127,8 +128,11 @@ class Plan:
     def heaviest(self, lengths: Sequence[int], start: int, total: int) -> list[int]:
         """The micro-batch of most tokens of optimizer steps `start` to `total - 1`, on whatever rank."""
         last = min(total, start + max(self.steps_per_epoch, LOOKED_AT // self.window_size))
-        batches = (rows for _, window in self.windows(start, last) for share in self.shares(window) for rows in share)
-        return max(batches, key=lambda rows: sum(lengths[i] for i in rows))
+        if (start, last) not in self.found:  # lines, sums and a trial ask for the same
+            shares = (share for _, window in self.windows(start, last) for share in self.shares(window))
+            batches = (rows for share in shares for rows in share)
+            self.found[start, last] = max(batches, key=lambda rows: sum(lengths[i] for i in rows))
+        return self.found[start, last]
 
 
 def split_up(parts: list[list[int]], count: int) -> list[list[int]]:

@@ -11,6 +11,7 @@ import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.pipe import LayerSpec, PipelineModule
@@ -144,8 +145,6 @@ class Pipeline:
     """
 
     def __init__(self, model: nn.Module, optimizer: Any, job: Job):
-        import deepspeed
-
         self.module, self.job = model, job
         empty = [group for group in optimizer.param_groups if not group["params"]]
         staged = StagedModule(model, job.cut, job.world, len(empty))
